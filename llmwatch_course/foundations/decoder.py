@@ -39,7 +39,7 @@ class Config:
         "A model small enough for exact tests: four layers, 128 channels, four query heads on two key heads."
         return cls(**{**dict(channels=128, layers=4, heads=4, kv_heads=2, head_dim=32, hidden=256, vocab=256, context=512), **changes})
 
-# %% ../../nbs/00_foundations/09_decoder.ipynb #407cbe0b
+# %% ../../nbs/00_foundations/09_decoder.ipynb #49550153
 class LayerCache(Protocol):
     "What one decoder layer remembers. Every cache of this course keeps this protocol."
     window: int | None  # a query sees the newest `window` positions; None: all
@@ -51,10 +51,19 @@ class LayerCache(Protocol):
                positions: Tensor,  # (b, t); -1 marks padding, which must not be kept
                ) -> tuple[Tensor, Tensor, Tensor]:  # keys, values (b, kv, s, d) and positions (b, s) to attend to
         "Take in the new tokens; all that may be attended to comes back, -1 marking empty slots."
-    def reset(self) -> None: "Forget everything; the cache is as new."
-    def reorder(self, index: Tensor) -> None: "Row `i` becomes what row `index[i]` was, `index` (b,): beams and forks."
-    def crop(self, counts: Tensor) -> None: "Forget the newest `counts[r]` tokens of row `r`, `counts` (b,)."
-    def nbytes(self) -> int: "Bytes of keys and values held; bookkeeping such as positions is left out."
+        ...
+    def reset(self) -> None:
+        "Forget everything; the cache is as new."
+        ...
+    def reorder(self, index: Tensor) -> None:
+        "Row `i` becomes what row `index[i]` was; `index` (b',) may repeat or drop rows."
+        ...
+    def crop(self, counts: Tensor) -> None:
+        "Forget the newest `counts[r]` tokens of row `r`, `counts` (b,)."
+        ...
+    def nbytes(self) -> int:
+        "Bytes of keys and values held; bookkeeping such as positions is left out."
+        ...
 
 # %% ../../nbs/00_foundations/09_decoder.ipynb #8c2ab9fb
 class NoMemory:
@@ -69,7 +78,7 @@ class NoMemory:
     def crop(self, counts): pass
     def nbytes(self): return 0
 
-# %% ../../nbs/00_foundations/09_decoder.ipynb #d15b797f
+# %% ../../nbs/00_foundations/09_decoder.ipynb #55466e23
 class Cache:
     "One layer cache per decoder layer, and how many tokens each row has seen."
     def __init__(self,
@@ -101,7 +110,7 @@ class Cache:
 
     def crop(self, counts: Tensor) -> None:
         "Forget the newest `counts[r]` tokens of each row, `counts` (b,)."
-        if self.seen is None or (counts < 0).any() or (counts > self.seen).any():
+        if self.seen is None or counts.shape != self.seen.shape or (counts < 0).any() or (counts > self.seen).any():
             raise ValueError(f"can't forget {counts.tolist()} tokens: the rows hold {[] if self.seen is None else self.seen.tolist()}")
         for layer in self.layers: layer.crop(counts)
         self.seen = self.seen - counts
@@ -147,7 +156,7 @@ class Layer(nn.Module):
         x = x + self.attention(self.attention_norm(x), positions, angles, cache)
         return x + self.mlp(self.mlp_norm(x))
 
-# %% ../../nbs/00_foundations/09_decoder.ipynb #09ac8aaf
+# %% ../../nbs/00_foundations/09_decoder.ipynb #6f1409fb
 @lru_cache(maxsize=1)
 def whole(positions: Tensor) -> bool:
     "Is there no padding in `positions`? Remembered for the last tensor, as every layer asks; tensors compare by identity here."
@@ -186,10 +195,13 @@ class Decoder(nn.Module):
     def _checked(self, tokens, cache, positions):
         "The positions of `tokens`, once nothing speaks against the call."
         if tokens.ndim != 2 or tokens.shape[1] == 0: raise ValueError(f"tokens must be (b, t) with t of at least 1, not {tuple(tokens.shape)}")
+        if tokens.is_floating_point(): raise ValueError(f"tokens are whole numbers, not {tokens.dtype}")
         if len(cache) != self.config.layers: raise ValueError(f"the cache has {len(cache)} layers, the model {self.config.layers}")
         if cache.owner not in (None, self): raise ValueError("this cache holds keys of another model; reset() it or make a new one")
         if cache.seen is not None and len(cache.seen) != len(tokens): raise ValueError(f"the cache holds {len(cache.seen)} rows, the tokens {len(tokens)}")
         if tokens.device != self.embed.weight.device: raise ValueError(f"the tokens are on {tokens.device}, the model on {self.embed.weight.device}")
+        if tokens.amin() < 0 or tokens.amax() >= self.config.vocab: raise ValueError(f"token numbers run from 0 to {self.config.vocab - 1}")
+        if positions is not None and positions.shape != tokens.shape: raise ValueError(f"positions are {tuple(positions.shape)}, the tokens {tuple(tokens.shape)}")
         if positions is None:
             start = 0 if cache.seen is None else cache.seen[:, None]
             positions = (start + torch.arange(tokens.shape[1], device=tokens.device)).expand(tokens.shape)

@@ -238,7 +238,7 @@ def _save(folder: Path, result: Result, claim: Claim, seed: int, about: dict) ->
     write_whole(folder/f"{claim.id}.json", (json.dumps(new, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
     return new
 
-# %% ../../nbs/00_foundations/03_results.ipynb #c1cdb65e
+# %% ../../nbs/00_foundations/03_results.ipynb #fb6f0d2a
 class Table:
     "Rows that show themselves in a notebook, on a page and in a terminal."
     def __init__(self, rows: list[dict], columns: list[str] | None = None):
@@ -256,7 +256,7 @@ class Table:
         return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
     def _repr_html_(self):
-        row = lambda tag, cells: "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
+        row = lambda tag, cells: "<tr>" + "".join(f'<{tag} style="text-align:left">{html.escape(c)}</{tag}>' for c in cells) + "</tr>"  # JupyterLab would align right
         return f"<table><thead>{row('th', self.columns)}</thead><tbody>{''.join(row('td', c) for c in self.cells)}</tbody></table>"
 
 def _cell(x) -> str:

@@ -1,0 +1,27 @@
+"""Sphinx settings. Build with: sphinx-build -W --keep-going -c docs nbs _docs"""
+import shutil, sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+project, html_title, root_doc = "llmwatch_course", "llmwatch_course", "index"
+author = "The llmwatch_course authors"
+extensions = ["myst_nb", "sphinx_design", "sphinx_copybutton"]
+exclude_patterns = ["_*", "**/_*", "**/.ipynb_checkpoints", "**/95_init.ipynb"]
+nb_custom_formats = {".ipynb": "nbdev_reader.read"}
+nb_execution_mode = "off"                                  # pages show the outputs saved in the notebooks
+nb_merge_streams = True
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
+html_theme = "sphinx_book_theme"
+html_static_path = ["_static"]
+locale_dirs, gettext_compact = [str(HERE/"locale")], False
+mathjax_path = "vendor/tex-svg.js"                         # local copies: pages work with no network
+nb_ipywidgets_js = {"vendor/require.js": {}, "vendor/embed-amd.js": {"data-jupyter-widgets-cdn": ""}}
+
+# The three scripts come from npm (tests/browser/package.json) and are copied when they are there; without them pages read well but formulas stay as text.
+MODULES, VENDOR = HERE.parent/"tests/browser/node_modules", HERE/"_static/vendor"
+for name in ("mathjax/es5/tex-svg.js", "requirejs/require.js", "@jupyter-widgets/html-manager/dist/embed-amd.js"):
+    if (MODULES/name).is_file():
+        VENDOR.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(MODULES/name, VENDOR/Path(name).name)
