@@ -18,7 +18,7 @@ tour: .venv/.all    ## run lesson 1 here and now, and print its last table
 claims: .venv/.all  ## measure every claim at scale small, then print the ledger
 	@$(BIN)/python tools/claims.py
 bench: .venv/.dev   ## ours beside the peers, one table of ratios
-	@$(BIN)/python tools/bench.py
+	@$(BIN)/python -m tests.benchmarks
 export: .venv/.dev  ## write the library, the exercises and the lesson table from the notebooks
 	@$(BIN)/python tools/export.py
 

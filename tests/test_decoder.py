@@ -80,6 +80,11 @@ def test_a_cache_can_be_used_again_after_reset(tiny):
     other(torch.randint(256, (1, 5)), cache)
     assert cache.owner is other and cache.seen.tolist() == [5]
 
+def test_an_unused_cache_can_be_reordered_and_reset(tiny):
+    cache = Cache.of(tiny, NoMemory)
+    cache.reorder(torch.tensor([0])); cache.reset()
+    assert cache.seen is None and len(cache) == 4 and cache.nbytes() == 0
+
 def test_configurations_that_cannot_be():
     with pytest.raises(ValueError, match="evenly"): Config(heads=9, kv_heads=2)
     with pytest.raises(ValueError, match="at least 1"): NoMemory(window=0)

@@ -1,6 +1,6 @@
 """The exact claim of chapter 1 is measured whole; the learned ones run at smoke, for their shape alone."""
 import pytest, torch
-from llmwatch_course.foundations.decoder import Cache, Config as Sizes, Decoder
+from llmwatch_course.foundations.decoder import Config as Sizes, Decoder
 from llmwatch_course.foundations.results import holds, load_claims
 from llmwatch_course.kv_cache import measure
 from llmwatch_course.kv_cache.preallocated import Preallocated

@@ -132,10 +132,11 @@ def test_the_tour_prints_the_last_table():
 
 
 def test_bench_reports_and_never_fails(tmp_path):
-    here = copy_tree(tmp_path, "tools/bench.py")
-    (here/"tests/benchmarks").mkdir(parents=True)
-    (here/"tests/benchmarks/decode.py").write_text("def main(): print('decode, batch 1', '10 ms', '15 ms', '1.5', '>= 1.3', sep='\\t')\n")
-    (here/"tests/benchmarks/stops.py").write_text("def main(): raise RuntimeError('no model')\n")
-    done = subprocess.run([sys.executable, "tools/bench.py"], cwd=here, capture_output=True, text=True)
+    here = copy_tree(tmp_path, "tests/benchmarks/__init__.py", "tests/benchmarks/__main__.py")
+    row = dict(what="decode, batch 1", ours=10.0, peer=15.0, ratio=1.5, spread="1.4-1.6", unit="ms", aim=">= 1.3")
+    (here/"tests/benchmarks/decode.py").write_text(f"def rows(): return [{row}]\n")
+    (here/"tests/benchmarks/stops.py").write_text("def rows(): raise RuntimeError('no model')\n")
+    done = subprocess.run([sys.executable, "-m", "tests.benchmarks", "--out", "rows.json"], cwd=here, capture_output=True, text=True)
     lines = done.stdout.splitlines()
-    assert done.returncode == 0 and lines[0].split() == ["what", "ours", "peer", "ratio", "aim"] and lines[1].split()[-3:] == ["1.5", ">=", "1.3"] and "no model" in lines[2]
+    assert done.returncode == 0 and lines[0].split() == ["what", "ours", "peer", "unit", "ratio", "spread", "aim"]
+    assert lines[1].split()[-4:] == ["1.5", "1.4-1.6", ">=", "1.3"] and "no model" in lines[2] and json.loads((here/"rows.json").read_text())[0] == row

@@ -5,25 +5,24 @@
 # %% auto #0
 __all__ = ['attention_mass', 'best', 'Scored', 'HeavyHitters', 'SnapKV']
 
-# %% ../../nbs/01_kv_cache/07_eviction.ipynb #bf22b870
+# %% ../../nbs/01_kv_cache/07_eviction.ipynb #15a9de1b
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from ..foundations.blocks import attention_weights, visible
 from .growing import check_counts, check_same
+from .ring import Rows
 
-# %% ../../nbs/01_kv_cache/07_eviction.ipynb #2a0224b1
+# %% ../../nbs/01_kv_cache/07_eviction.ipynb #36c67e04
 def attention_mass(q: Tensor,  # queries, (b, h, t, d)
                    positions: Tensor,  # of the queries, (b, t), -1 for padding
                    k: Tensor,  # keys, (b, kv, s, d)
                    k_positions: Tensor,  # of the keys, (b, s), -1 for an empty slot
                    ) -> Tensor:  # (b, s)
     "How much attention each key receives from these queries, summed over queries and heads."
-    total = 0
-    for q, positions in zip(q.split(256, 2), positions.split(256, 1)):       # a table of 256 queries at a time
-        w = attention_weights(q, k, visible(positions, k_positions))
-        total = total + (w * (positions >= 0)[:, None, :, None]).sum((1, 2))
-    return total
+    parts = zip(q.split(256, 2), positions.split(256, 1))              # the weights of 256 queries at a time
+    weights = ((attention_weights(q, k, visible(p, k_positions)), p) for q, p in parts)
+    return torch.stack([(w * (p >= 0)[:, None, :, None]).sum((1, 2)) for w, p in weights]).sum(0)
 
 # %% ../../nbs/01_kv_cache/07_eviction.ipynb #1524fd86
 def best(positions: Tensor,  # (b, s), -1 for an empty slot
@@ -36,17 +35,16 @@ def best(positions: Tensor,  # (b, s), -1 for an empty slot
     votes = votes.masked_fill(newest, float("inf")).masked_fill(positions < 0, float("-inf"))
     return votes.topk(budget).indices.sort().values
 
-# %% ../../nbs/01_kv_cache/07_eviction.ipynb #f6715eae
-class Scored:
+# %% ../../nbs/01_kv_cache/07_eviction.ipynb #c94d0aed
+class Scored(Rows):
     "Tokens of a layer, each with its votes: the ground of caches that choose by score. For inference: no gradient passes what is held."
     window, sinks = None, 0
-    rows = ("k", "v", "positions", "votes", "fixed")  # what has an entry for each row of the batch
+    rows = (*Rows.rows, "votes", "fixed")  # fixed: how long a row was when it last lost a token
+    votes: Tensor; fixed: Tensor
 
     def __init__(self, budget: int): self.budget = budget; self.reset()
-    def reset(self) -> None: self.k = self.v = self.positions = self.votes = self.fixed = None
-    def nbytes(self) -> int: return 0 if self.k is None else self.k.nbytes + self.v.nbytes
 
-    @torch.inference_mode(False)  # tensors that may be written in and out of inference mode
+    @torch.inference_mode(False)
     def update(self, k, v, positions):
         "Append the new tokens; all that is held comes back."
         check_same(self.k, k); check_same(k, v)
@@ -60,16 +58,10 @@ class Scored:
     def keep(self, slots: Tensor) -> None:
         "Drop all but these slots, (b, budget)."
         lost = (self.positions >= 0).sum(1) > (self.positions.gather(1, slots) >= 0).sum(1)
-        self.fixed = torch.where(lost, self.positions.amax(1) + 1, self.fixed)
+        self.fixed[lost] = self.positions.amax(1)[lost] + 1
         wide = slots[:, None, :, None].expand(-1, self.k.shape[1], -1, self.k.shape[3])
         self.k, self.v = self.k.gather(2, wide), self.v.gather(2, wide)
         self.positions, self.votes = self.positions.gather(1, slots), self.votes.gather(1, slots)
-
-    @torch.inference_mode(False)
-    def reorder(self, index):
-        "Row `i` becomes what row `index[i]` was, `index` (b',)."
-        for name in self.rows:
-            if (x := getattr(self, name)) is not None: setattr(self, name, x[index])
 
     def crop(self, counts):
         "Forget the newest `counts[r]` tokens of row `r`, back to its last eviction at most, or all. The votes they gave stay."

@@ -8,7 +8,7 @@ __all__ = ['check_same', 'check_counts', 'Growing']
 # %% ../../nbs/01_kv_cache/02_growing.ipynb #e7a14300
 import torch
 from torch import Tensor
-from ..foundations.decoder import whole
+from ..foundations.blocks import whole
 
 # %% ../../nbs/01_kv_cache/02_growing.ipynb #9fff7163
 def check_same(held: Tensor | None,  # keys or values a cache holds, (b, kv, s, d); None: nothing yet

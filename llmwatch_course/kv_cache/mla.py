@@ -11,13 +11,14 @@ from torch import Tensor, einsum, nn
 from ..foundations.blocks import Linear, RMSNorm, attend, rotary_angles, rotate, truncated_normal_, visible
 from ..foundations.decoder import LayerCache
 
-# %% ../../nbs/01_kv_cache/10_mla.ipynb #6dda534d
+# %% ../../nbs/01_kv_cache/10_mla.ipynb #b85048c2
 def remember(cache: LayerCache,
              new: Tensor,  # latents of the new tokens, (b, 1, t, n), n even
              positions: Tensor,  # (b, t)
              ) -> tuple[Tensor, Tensor]:  # latents of all tokens (b, 1, s, n), positions (b, s)
     "Put latents into a cache made for keys and values: one half goes as key, the other as value."
-    left, right, positions = cache.update(*new.chunk(2, -1), positions)
+    left, right = new.chunk(2, -1)
+    left, right, positions = cache.update(left, right, positions)
     return torch.cat([left, right], -1), positions
 
 # %% ../../nbs/01_kv_cache/10_mla.ipynb #ce8f161c

@@ -9,10 +9,11 @@ __all__ = ['Pool', 'Paged', 'fork']
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from ..foundations.decoder import Cache, whole
+from ..foundations.blocks import whole
+from ..foundations.decoder import Cache
 from .growing import check_counts, check_same
 
-# %% ../../nbs/01_kv_cache/09_paged.ipynb #8fd1ee1b
+# %% ../../nbs/01_kv_cache/09_paged.ipynb #e2537d7c
 class Pool:
     "Memory for the tokens of one layer, in blocks. A block may have several holders; with none it is free."
     def __init__(self,
@@ -31,7 +32,7 @@ class Pool:
         self.positions = torch.full((self.blocks, self.block), -1, device=like.device)
 
     @property
-    def memory(self) -> tuple[Tensor, Tensor, Tensor]: return self.k, self.v, self.positions
+    def memory(self): return self.k, self.v, self.positions
 
     @property
     def free(self) -> int: return int((self.holders == 0).sum())

@@ -8,7 +8,7 @@ __all__ = ['Rows', 'Preallocated']
 # %% ../../nbs/01_kv_cache/03_preallocated.ipynb #c8cbf4a1
 import torch
 from torch import Tensor
-from ..foundations.decoder import whole
+from ..foundations.blocks import whole
 from .growing import check_counts, check_same
 
 # %% ../../nbs/01_kv_cache/03_preallocated.ipynb #9b59f554

@@ -20,7 +20,7 @@ def prefill(model: Decoder,
             ) -> Tensor:  # logits of the last token, (b, 1, vocab)
     "Read a long prompt in pieces (Agrawal et al. 2023, §4). A `ValueError` leaves the cache as it was."
     if chunk < 1: raise ValueError(f"a chunk holds at least 1 token, not {chunk}")
-    positions = model._checked(tokens, cache, positions)                   # the whole prompt, before its first piece
+    positions = model.checked(tokens, cache, positions)                   # the whole prompt, before its first piece
     before = cache.seen
     try:
         for piece, at in zip(tokens.split(chunk, 1), positions.split(chunk, 1), strict=True): logits = model(piece, cache, at, last=1)

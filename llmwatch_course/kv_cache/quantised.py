@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from ..foundations.decoder import whole
+from ..foundations.blocks import whole
 from .growing import check_counts, check_same
 
 # %% ../../nbs/01_kv_cache/08_quantised.ipynb #b18caff7
@@ -67,7 +67,7 @@ def decode(groups: list[Tensor],  # what `encode` made
     k, v = restore(Codes(*groups[:3]), bits, dtype), restore(Codes(*groups[3:6]), bits, dtype)
     return [k.permute(0, 1, 4, 2, 3).flatten(1, 2), v.flatten(1, 2), groups[6].flatten(1)]
 
-# %% ../../nbs/01_kv_cache/08_quantised.ipynb #21485621
+# %% ../../nbs/01_kv_cache/08_quantised.ipynb #76544536
 def pick(rows: list[Tensor],  # tensors (b, n, ...), positions last
          keep: Tensor,  # (b, n), True for the entries to keep
          ) -> list[Tensor]:  # as wide as the fullest row
@@ -78,11 +78,11 @@ def pick(rows: list[Tensor],  # tensors (b, n, ...), positions last
     free = ~keep[row, order].view(*order.shape, *[1] * (positions.ndim - 2))
     return [*tensors, positions.masked_fill(free, -1)]
 
-def join(old: list[Tensor] | None, new: list[Tensor]) -> list[Tensor]:
+def join(old: list[Tensor], new: list[Tensor]) -> list[Tensor]:
     "The new entries behind the old ones."
-    return new if old is None else [torch.cat(pair, 1) for pair in zip(old, new, strict=True)]
+    return new if not old else [torch.cat(pair, 1) for pair in zip(old, new, strict=True)]
 
-# %% ../../nbs/01_kv_cache/08_quantised.ipynb #040fef3c
+# %% ../../nbs/01_kv_cache/08_quantised.ipynb #81dc1653
 class Quantised:
     "Keeps the newest tokens exact and older ones in a few bits (KIVI, Liu et al. 2024, algorithm 1). Made for inference."
     window, sinks = None, 0
@@ -98,15 +98,19 @@ class Quantised:
         self.bits, self.group, self.residual = bits, group, residual
         self.reset()
 
-    def reset(self): self.exact = self.groups = None; self.even = True
+    def reset(self):
+        "Forget everything; the next tokens may come in other rows or another type."
+        self.exact: list[Tensor] = []                                      # keys, values (b, n, kv, d), positions (b, n)
+        self.groups: list[Tensor] = []                                     # what `encode` made
+        self.even = True                                                   # do all rows hold equally many tokens?
 
     def nbytes(self):
         "Bytes of codes, scales, lowest values and exact tokens."
-        return sum(x.nbytes for x in (self.exact or [])[:2] + (self.groups or [])[:6])
+        return sum(x.nbytes for x in self.exact[:2] + self.groups[:6])
 
     def update(self, k, v, positions):
         "Take in `k`, `v` (b, kv, t, d) at `positions` (b, t). All tokens come back, the ones of this call still exact."
-        if self.exact is not None: check_same(self.exact[0].transpose(1, 2), k)
+        if self.exact: check_same(self.exact[0].transpose(1, 2), k)
         check_same(k, v)
         if k.shape[-1] % self.group: raise ValueError(f"groups of {self.group} don't divide a head width of {k.shape[-1]}")
         self.even = self.even and whole(positions)
@@ -118,7 +122,7 @@ class Quantised:
 
     def _tokens(self):
         "All tokens in full width: those restored from codes, then the exact ones."
-        return self.exact if self.groups is None else join(decode(self.groups, self.bits, self.exact[0].dtype), self.exact)
+        return self.exact if not self.groups else join(decode(self.groups, self.bits, self.exact[0].dtype), self.exact)
 
     def _settle(self):
         "Turn whole groups into codes, oldest first, as long as `residual` tokens of the row stay exact."
@@ -133,20 +137,19 @@ class Quantised:
 
     def reorder(self, index):
         "Row `i` becomes what row `index[i]` was, `index` (b',)."
-        if self.exact is not None: self.exact = [x[index] for x in self.exact]
-        if self.groups is not None: self.groups = [x[index] for x in self.groups]
+        self.exact, self.groups = [x[index] for x in self.exact], [x[index] for x in self.groups]
 
     def crop(self, counts):
         "Forget the newest `counts[r]` tokens of row `r`. A group cut in two comes back as tokens, as exact as its codes were."
-        if self.exact is None: raise ValueError("can't forget tokens: the cache is empty")
+        if not self.exact: raise ValueError("can't forget tokens: the cache is empty")
         exact = (self.exact[2] >= 0).sum(1)
-        whole_groups = 0 if self.groups is None else (self.groups[6][..., 0] >= 0).sum(1)
+        whole_groups = 0 if not self.groups else (self.groups[6][..., 0] >= 0).sum(1)
         check_counts(counts, exact + whole_groups * self.group)
-        if self.groups is not None: self._reopen(-((exact - counts) // self.group).clamp(max=0))
+        if self.groups: self._reopen(-((exact - counts) // self.group).clamp(max=0))
         used = self.exact[2] >= 0
         slot = torch.arange(used.shape[1], device=used.device)
         self.exact = pick(self.exact, slot < (used.sum(1) - counts)[:, None])
-        self.even = bool((self.exact[2] >= 0).all()) and (self.groups is None or bool((self.groups[6] >= 0).all()))
+        self.even = bool((self.exact[2] >= 0).all()) and (not self.groups or bool((self.groups[6] >= 0).all()))
 
     def _reopen(self, n):
         "The newest `n[r]` groups of row `r` become tokens again."
@@ -154,4 +157,4 @@ class Quantised:
         stay = torch.arange(used.shape[1], device=n.device) < (used.sum(1) - n)[:, None]
         tokens = decode(self.groups, self.bits, self.exact[0].dtype)
         self.exact = pick(join(tokens, self.exact), torch.cat([(used & ~stay).repeat_interleave(self.group, 1), self.exact[2] >= 0], 1))
-        self.groups = pick(self.groups, stay) if stay.any() else None
+        self.groups = pick(self.groups, stay) if stay.any() else []

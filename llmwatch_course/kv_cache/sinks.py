@@ -21,10 +21,10 @@ def evicted(positions: Tensor,  # of new tokens, (b, t), -1 for padding
     first = positions.masked_fill(positions < 0, far).amin(1, keepdim=True)
     return torch.where(first < far, (first + 1 - size).clamp(min=0), 0)
 
-# %% ../../nbs/01_kv_cache/06_sinks.ipynb #f9d9ccf2
+# %% ../../nbs/01_kv_cache/06_sinks.ipynb #85229bd8
 class Sinks(Ring):
     "The first `sinks` tokens and the newest `window` ones (Xiao et al. 2024, §3.2). For inference: no gradient passes what is held."
-    rows = (*Ring.rows, "still")
+    rows = (*Ring.rows, "still")  # still: the sinks' keys before any turn, when re-indexed
 
     def __init__(self,
                  window: int,  # a query sees so many tokens, itself included,
@@ -51,5 +51,4 @@ class Sinks(Ring):
         self.still = sinks if self.still is None else torch.where(shift[..., None, None] == 0, sinks, self.still)
         return seen
 
-    def reset(self) -> None: super().reset(); self.still = None         # the sinks' keys before any turn, when re-indexed
     def nbytes(self) -> int: return super().nbytes() + (0 if self.still is None else self.still.nbytes)

@@ -15,7 +15,3 @@ def side_by_side(what: str, ours: Callable, peer: Callable, aim: str = "", repea
     ratios = sorted(b / a for a, b in pairs)
     return dict(what=what, ours=round(mine, 2), peer=round(theirs, 2), ratio=round(statistics.median(ratios), 2), spread=f"{ratios[0]:.2f}-{ratios[-1]:.2f}", unit="ms", aim=aim)
 
-
-def show(rows: list[dict]) -> None:
-    "Print rows, cells divided by tabs: what, ours, peer, ratio and its spread, aim."
-    for r in rows: print(r["what"], f"{r['ours']:,} {r['unit']}", f"{r['peer']:,} {r['unit']}", f"{r['ratio']} ({r['spread']})", r.get("aim", ""), sep="\t", flush=True)
