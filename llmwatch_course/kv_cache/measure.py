@@ -132,7 +132,7 @@ def measure_speed(config: Config, tokens: Tensor, model: Decoder, generator, dev
     of = lambda key: statistics.median(r[key] for r in rows)
     return Result("kv-speed", of("ratio"), {"compute all again, ms": of("again_ms"), "cached step, ms": of("cached_ms")}, table=rows)
 
-# %% ../../nbs/01_kv_cache/80_measure.ipynb #16d54b3c
+# %% ../../nbs/01_kv_cache/80_measure.ipynb #482f32ab
 @torch.inference_mode()
 def cross_entropy(model: Decoder,
                   tokens: Tensor,  # (b, s)
@@ -145,7 +145,7 @@ def cross_entropy(model: Decoder,
     for i in range(0, tokens.shape[1] - 1, chunk):
         piece = tokens[:, i:i+chunk][:, :tokens.shape[1] - 1 - i]
         logits, target = model(piece, cache), tokens[:, i+1:i+1+piece.shape[1]]
-        out.append(F.cross_entropy(logits.float().transpose(1, 2), target, reduction="none"))
+        out.append(F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none").view_as(target))
     return torch.cat(out, dim=1)
 
 # %% ../../nbs/01_kv_cache/80_measure.ipynb #e80ad90b
