@@ -132,23 +132,25 @@ def measure_speed(config: Config, tokens: Tensor, model: Decoder, generator, dev
     of = lambda key: statistics.median(r[key] for r in rows)
     return Result("kv-speed", of("ratio"), {"compute all again, ms": of("again_ms"), "cached step, ms": of("cached_ms")}, table=rows)
 
-# %% ../../nbs/01_kv_cache/80_measure.ipynb #482f32ab
+# %% ../../nbs/01_kv_cache/80_measure.ipynb #4530c2b4
 @torch.inference_mode()
 def cross_entropy(model: Decoder,
                   tokens: Tensor,  # (b, s)
+                  scored: int,  # so many of the newest tokens are scored, at most s-1
                   kind,  # makes one layer cache
                   *args,  # for `kind`
                   chunk: int = 256,  # tokens taken in at a time
-                  ) -> Tensor:  # (b, s-1) nats; entry i is for token i+1
-    "How surprised the model is by each token after the first, reading through a cache."
-    cache, out = Cache.of(model, kind, *args), []
-    for i in range(0, tokens.shape[1] - 1, chunk):
-        piece = tokens[:, i:i+chunk][:, :tokens.shape[1] - 1 - i]
-        logits, target = model(piece, cache), tokens[:, i+1:i+1+piece.shape[1]]
-        out.append(F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none").view_as(target))
+                  ) -> Tensor:  # (b, scored) nats
+    "How surprised the model is by each of the last `scored` tokens, reading through a cache."
+    cache, first = Cache.of(model, kind, *args), tokens.shape[1] - 1 - scored
+    if first: prefill(model, tokens[:, :first], cache, chunk)
+    out = []
+    for piece, target in zip(tokens[:, first:-1].split(chunk, 1), tokens[:, first+1:].split(chunk, 1), strict=True):
+        logits = model(piece, cache).float().flatten(0, 1)
+        out.append(F.cross_entropy(logits, target.flatten(), reduction="none").view_as(target))
     return torch.cat(out, dim=1)
 
-# %% ../../nbs/01_kv_cache/80_measure.ipynb #e80ad90b
+# %% ../../nbs/01_kv_cache/80_measure.ipynb #92fe9d0c
 def twice(tokens: Tensor,  # the corpus, (s,)
           config: Config,
           distance: int,  # from the start of the first copy to that of the second
@@ -161,7 +163,7 @@ def twice(tokens: Tensor,  # the corpus, (s,)
 
 def second_copy(model, text, config, kind, *args) -> Tensor:  # (passages,) nats per token
     "Mean cross-entropy of the second copy, its first tokens left out."
-    return cross_entropy(model, text, kind, *args)[:, -(config.copy - config.skip):].mean(1)
+    return cross_entropy(model, text, config.copy - config.skip, kind, *args).mean(1)
 
 # %% ../../nbs/01_kv_cache/80_measure.ipynb #6c2525d3
 def measure_forget(config: Config, tokens, model, generator, device) -> Result:
@@ -178,13 +180,13 @@ def measure_forget(config: Config, tokens, model, generator, device) -> Result:
     beside = {f"{near['distance']} apart": near["forgotten"], "bare window": far["bare window"] - far["full"]}
     return Result("kv-forget", far["forgotten"], beside, roles={"reader": "model" if config.real else "program"}, table=rows)
 
-# %% ../../nbs/01_kv_cache/80_measure.ipynb #c234f831
+# %% ../../nbs/01_kv_cache/80_measure.ipynb #1abb2e23
 def measure_sinks(config: Config, tokens, model, generator, device) -> Result:
     "kv-sinks: a share for each passage, and their mean."
     text = passages(tokens, config.passages, config.text, generator).to(device)
     window, sinks = config.budget - config.sinks, config.sinks
     caches = {"full": (Growing,), "bare window": (Ring, config.budget), "window + sinks": (Sinks, window, sinks), "4 more tokens": (Ring, config.budget + sinks)}
-    nats = {name: cross_entropy(model, text, *how)[:, config.budget:].mean(1) for name, how in caches.items()}
+    nats = {name: cross_entropy(model, text, config.text - 1 - config.budget, *how).mean(1) for name, how in caches.items()}
     damage = nats["bare window"] - nats["full"]
     share = {name: (nats["bare window"] - nats[name]) / damage for name in ("window + sinks", "4 more tokens")}
     rows = [dict(cache=name, nats=float(v.mean()), over_passages=float(v.std())) for name, v in nats.items()]
