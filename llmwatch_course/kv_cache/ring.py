@@ -98,7 +98,9 @@ class Ring(Rows):
         if self.k is None: raise ValueError("can't forget tokens: the cache is empty")
         self.positions.masked_fill_(self.positions >= left_after(self.positions, counts, self.size)[:, None], -1)
 
-    def _held(self): return self.k[:, :, :self.used], self.v[:, :, :self.used], self.positions[:, :self.used]
+    def _held(self):
+        if self.used == self.size: return self.k, self.v, self.positions   # three views saved in each layer and step
+        return self.k[:, :, :self.used], self.v[:, :, :self.used], self.positions[:, :self.used]
 
     def _write(self, k, v, positions):
         "Put the tokens that stay into their slots."
