@@ -7,9 +7,9 @@ __all__ = ['Config', 'split_difference', 'one_thread', 'measure_exact', 'seconds
            'cross_entropy', 'twice', 'second_copy', 'measure_forget', 'measure_sinks', 'filled', 'measure_window',
            'run']
 
-# %% ../../nbs/01_kv_cache/80_measure.ipynb #d84c021b
+# %% ../../nbs/01_kv_cache/80_measure.ipynb #95bf6eec
 import contextlib, statistics, time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,7 +24,7 @@ from .prefill import prefill
 from .ring import Ring
 from .sinks import Sinks
 
-# %% ../../nbs/01_kv_cache/80_measure.ipynb #925861e8
+# %% ../../nbs/01_kv_cache/80_measure.ipynb #fe0c1837
 @dataclass(frozen=True)
 class Config:
     "Sizes of the measurements; lengths are in tokens."
@@ -46,14 +46,20 @@ class Config:
     steps: int = 15  # timed decode steps
 
     @classmethod
-    def smoke(cls): return cls(real=False, budget=64, exact_length=20, prompt=24, new=8, positions=2, passages=2, copy=12, skip=2, far=80,
-                               distances=(12,), text=96, held=128, batch=2, steps=2)
+    def smoke(cls):
+        return cls(real=False, budget=64, exact_length=20, prompt=24, new=8, positions=2, passages=2, copy=12,
+                   skip=2, far=80, distances=(12,), text=96, held=128, batch=2, steps=2)
+
     @classmethod
     def small(cls): return cls()
+
     @classmethod
-    def gpu(cls): return cls(exact_length=160, prompt=2048, new=512, passages=64, distances=(64, 128, 192, 224, 256, 320, 640, 1024), text=2048, held=8000, batch=32, steps=50)
+    def gpu(cls):
+        return cls(exact_length=160, prompt=2048, new=512, passages=64, text=2048, held=8000, batch=32, steps=50,
+                   distances=(64, 128, 192, 224, 256, 320, 640, 1024))
+
     @classmethod
-    def paper(cls): return cls(exact_length=160, prompt=4096, new=512, passages=512, distances=(64, 128, 192, 224, 256, 320, 640, 1024, 2048, 4096), text=8192, held=8000, batch=64, steps=50)
+    def paper(cls): return replace(cls.gpu(), prompt=4096, passages=128, text=8192, batch=64, distances=(*cls.gpu().distances, 2048, 4096))
 
 # %% ../../nbs/01_kv_cache/80_measure.ipynb #88399eed
 @torch.inference_mode()
