@@ -112,7 +112,7 @@ def check_call(layer: "Layer",  # that is asked to take something in
                ) -> None:
     "Refuse what must not reach the cache: one `ValueError`."
     held = layer.columns
-    if not layer.loan.owns(module): raise ValueError("this cache was wrapped for another model; wrap() a new one for this model")
+    if not layer.loan.owns(module): raise ValueError("this cache was made for another model; make a new one for this model")
     if not isinstance(columns, Columns): raise ValueError("our caches need the padding mask (b, s); a mask (b, 1, t, s) of your own can't be used with them")
     if held is None: return
     if len(columns.all) != len(held): raise ValueError(f"the cache holds {len(held)} rows, the tokens have {len(columns.all)}")
