@@ -154,13 +154,14 @@ def random_writing(generator: torch.Generator) -> Writing:
     model = set_temperature(Decoder(config).initialise(generator).requires_grad_(False).eval(), 0.1)
     return Writing(model, torch.zeros(1, 3, dtype=torch.long), torch.arange(26) != 4, lambda tokens: "".join(chr(97 + int(i)) for i in tokens))
 
-# %% ../../nbs/08_vgb/09_verifiers.ipynb #16295b3a
+# %% ../../nbs/08_vgb/09_verifiers.ipynb #c4024501
 class Texts(NamedTuple):
     "What a sampler wrote."
     tokens: Tensor  # (n, horizon)
     log_ref: Tensor  # log-probability under the model, nothing struck out, (n,)
     log_legal: Tensor  # log of the product of the legal shares on the way, (n,)
 
+# %% ../../nbs/08_vgb/09_verifiers.ipynb #dc8d451f
 @torch.no_grad()
 def constrained(task: Writing,
                 horizon: int,  # tokens to write

@@ -84,13 +84,14 @@ def journeys(kernel: Kernel,  # what a step does
         if not len(rows): return
     raise RuntimeError(f"{len(rows)} of {len(start)} walkers are still on their way after {max_steps} steps; leaving them out would bias the result")
 
-# %% ../../nbs/08_vgb/05_walk.ipynb #fdebb8e1
+# %% ../../nbs/08_vgb/05_walk.ipynb #44023932
 class Leaves(NamedTuple):
     "What `first_leaves` gives, one entry per walker."
     leaves: Tensor  # the k-th leaf, (walkers,)
     transitions: Tensor  # steps until then
     distinct: Tensor  # different inner nodes visited until then, the root too: forward passes with a prefix cache
 
+# %% ../../nbs/08_vgb/05_walk.ipynb #116ddad6
 def first_leaves(tree: Tree,
                  walkers: int,  # independent ones, from the root
                  generator: torch.Generator,  # on the tree's device
