@@ -17,7 +17,7 @@ from .tree import KINDS, abc, dyck, random_tree
 from .verifiers import letter_avoidance, random_writing, without_letter
 from .walk import first_leaves
 
-# %% ../../nbs/08_vgb/80_measure.ipynb #c6944ab2
+# %% ../../nbs/08_vgb/80_measure.ipynb #38156d32
 @dataclass(frozen=True)
 class Config:
     "Sizes of the measurements."
@@ -30,8 +30,8 @@ class Config:
     runs: int = 1_000_000  # SMC populations, for each table
     real: bool = True  # vgb-language with SmolLM2, or a tiny random model that only exercises the path
     tokens: int = 16  # of a text
-    texts: int = 128  # of each sampler
-    alpha: float = 0.5  # depth factor of the walk's guide
+    texts: int = 96  # of each sampler
+    alpha: float = 0.3  # depth factor of the walk's guide
 
     @classmethod
     def smoke(cls): return cls(heights=(2, 4), trees=8, tables=2, letters=6, walkers=200, runs=2000, real=False, tokens=6, texts=8)
