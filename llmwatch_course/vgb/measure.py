@@ -6,8 +6,8 @@
 __all__ = ['Config', 'measure_errors', 'leaf_error', 'measure_law', 'matched', 'best_smc', 'frontier_row', 'measure_frontier',
            'measure_language', 'run']
 
-# %% ../../nbs/08_vgb/80_measure.ipynb #b7e01186
-from dataclasses import dataclass, replace
+# %% ../../nbs/08_vgb/80_measure.ipynb #e74442e3
+from dataclasses import dataclass
 import torch
 from ..foundations.results import Result
 from ..foundations.settings import seed_all
