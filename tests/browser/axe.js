@@ -9,6 +9,7 @@ const browser = await chromium.launch({executablePath: process.env.CHROMIUM, arg
 const found = {};
 for (const path of process.argv.slice(2)) {
   const page = await browser.newPage(), problems = [];
+  page.setDefaultTimeout(120_000);                                  // a busy machine draws large pages slowly
   page.on('request', r => { if (/^https?:/.test(r.url())) problems.push(`asks another host: ${r.url()}`); });
   await page.goto(pathToFileURL(path).href);
   await page.waitForLoadState('networkidle');
