@@ -84,7 +84,7 @@ def gpu_steps():
             torch.compiler.reset()
 
 
-def halting(boards=256, limit=16, sure=2.0):
+def halting(boards=256, limit=16, sure=3.0):
     "The shipped 6x6 solver on unseen boards: network calls with halting and refill, beside all steps for all; `sure` as lesson 9 chooses it."
     from llmwatch_course.foundations.settings import settings
     from safetensors.torch import load_file
