@@ -29,7 +29,7 @@ from .slots import Data
 from .sudoku import Box, disjoint, generate, load_hard, symmetric, to_tokens
 from .train import Recipe, finished, new_state, supervise, train, validate
 
-# %% ../../nbs/04_trm/80_measure.ipynb #65faf5c8
+# %% ../../nbs/04_trm/80_measure.ipynb #7a854644
 @dataclass(frozen=True)
 class Hard:
     "9x9 boards, for a GPU; the run goes on with every command."
@@ -46,7 +46,7 @@ class Config:
     "Sizes of the measurements."
     puzzles: tuple[int, int] = (1800, 300)  # to learn from, and to be asked
     recipe: Recipe = field(default_factory=lambda: Recipe(batch=32, lr=2.5e-3))
-    steps: int = 950  # of the TRM on 6x6 boards; HRM and the wide network get its time
+    steps: int = 1050  # of the TRM on 6x6 boards; HRM and the wide network get its time
     plain_steps: int = 500  # of the plain network with the TRM's parameters
     maze: int = 9  # rows and columns
     mazes: tuple[int, int] = (750, 250)
