@@ -8,10 +8,10 @@ __all__ = ['ARC_IDS', 'R1', 'Hard', 'Config', 'measure_size', 'Arm', 'size_of', 
            'measure_maze', 'measure_arc', 'hard_model', 'go_on', 'ask_hard', 'measure_hard', 'run']
 
 # %% ../../nbs/04_trm/80_measure.ipynb #ae3f9e1e
-import json, os, sys, time
+import json, os, sys, threading, time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 import numpy as np
 import torch
@@ -146,9 +146,10 @@ def pace(arm: Arm, config: Config, device: torch.device, steps: int = 10) -> flo
     return (long - short) / steps
 
 def _worker() -> None:
-    "One thread, and no progress bars that overwrite each other."
+    "One thread, no progress bars that overwrite each other, and no life after the parent's."
     torch.set_num_threads(1)
     sys.stderr = open(os.devnull, "w")
+    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
 def side_by_side(calls: list, processes: int) -> list:
     "The results of `(function, *arguments)`, each call in a process of its own, so many at a time; 1: here, one after the other."
