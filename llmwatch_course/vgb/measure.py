@@ -54,7 +54,7 @@ class Config:
     letters: int = 14  # of a Dyck word
     leaf: int = 20  # which leaf of the walk is taken
     walkers: int = 4000  # that tell the cost of the walk
-    runs: int = 1_500_000  # SMC populations, for each table
+    runs: int = 1_000_000  # SMC populations, for each table
     search: int = 5000  # of them that tell how many particles the walk's cost buys
     real: bool = True  # vgb-language with SmolLM2, or a tiny random model that only exercises the path
     tokens: int = 16  # of a text
