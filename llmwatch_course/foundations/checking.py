@@ -63,9 +63,11 @@ def _kind(error) -> str:
 
 # %% ../../nbs/00_foundations/02_checking.ipynb #58c564f7
 def observe(probe, answer):
-    "What `probe(answer)` gives, or the exception it raised."
+    "What `probe(answer)` gives, or the exception it raised; always from the same state of torch's own generator."
     try:
-        with contextlib.redirect_stdout(io.StringIO()): return probe(answer)
+        with contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return probe(answer)
     except Exception as e: return e
 
 def recognised(answer, probe, known: list[tuple]) -> str:

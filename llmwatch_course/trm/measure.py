@@ -141,7 +141,7 @@ def learn(arm: Arm, config: Config, seed: int, device: torch.device) -> dict:
 # %% ../../nbs/04_trm/80_measure.ipynb #73cdbb08
 def pace(arm: Arm, config: Config, device: torch.device, steps: int = 10) -> float:
     "CPU seconds of one training step. The first run warms up, the second tells what a run costs besides its steps."
-    few = replace(config, puzzles=(64, 1), mazes=(64, 1))
+    few = replace(config, puzzles=(16, 1), mazes=(16, 1))
     _, short, long = (learn(replace(arm, steps=n), few, 0, device)["CPU seconds"] for n in (2, 2, 2 + steps))
     return (long - short) / steps
 
