@@ -7,12 +7,23 @@ import {pathToFileURL} from 'node:url';
 const axe = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 const browser = await chromium.launch({executablePath: process.env.CHROMIUM, args: ['--no-sandbox', '--allow-file-access-from-files']});
 const found = {};
-for (const path of process.argv.slice(2)) {
-  const page = await browser.newPage(), problems = [];
-  page.setDefaultTimeout(120_000);                                  // a busy machine draws large pages slowly
+
+// The page, drawn and quiet. Chromium now and then loses track of one in a long row of pages: a fresh tab gets it right, a page that is never quiet fails.
+async function opened(path, problems, tries = 3) {
+  const page = await browser.newPage();
+  page.setDefaultTimeout(60_000);
   page.on('request', r => { if (/^https?:/.test(r.url())) problems.push(`asks another host: ${r.url()}`); });
   await page.goto(pathToFileURL(path).href);
-  await page.waitForLoadState('networkidle', {timeout: 20_000}).catch(() => {});   // loaded it is; some pages never call themselves idle
+  try { await page.waitForLoadState('networkidle'); return page; }
+  catch (error) {
+    await page.close();
+    if (tries > 1) return opened(path, problems, tries - 1);
+    throw new Error(`${path} is never quiet: ${error.message}`);
+  }
+}
+
+for (const path of process.argv.slice(2)) {
+  const problems = [], page = await opened(path, problems);
   await page.evaluate(axe);
   const {violations} = await page.evaluate(() => axe.run({runOnly: ['wcag2a', 'wcag2aa']}));
   for (const v of violations)
