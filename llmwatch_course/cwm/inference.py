@@ -128,6 +128,6 @@ def sampler_distances(games: dict,  # name -> program
     rows = []
     for name, program in games.items():
         for i, (actions, player) in enumerate(information_sets(program, per_game, random.Random(f"{name} {seed}"))):
-            far = distance(program, history_of(program, actions, player), player, draws, seed + i)
+            far = distance(program, history_of(program, actions, player), player, draws, random.Random(f"{name} {seed} {i}").getrandbits(31))
             rows.append(dict(game=name, moves=len(actions), player=player, worlds=far.worlds, distance=far.tv, exact=far.exact, p=far.p))
     return rows
