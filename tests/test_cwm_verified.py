@@ -4,10 +4,11 @@ from fractions import Fraction
 import pytest
 from llmwatch_course.cwm.contract import load
 from llmwatch_course.cwm.games import game, variant
+from llmwatch_course.cwm.inference import total_variation
 from llmwatch_course.cwm.spiel import Referee
 from llmwatch_course.cwm.trajectories import record, walk
 from llmwatch_course.cwm.unit_tests import judge
-from llmwatch_course.cwm.verified import allowance, danger, duel, exposure, gate, guided, planner, posterior_of, racers, total_variation, verdicts
+from llmwatch_course.cwm.verified import allowance, danger, duel, exposure, gate, guided, planner, posterior_of, racers, verdicts
 
 LINES = ((0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8), (0, 4, 8), (2, 4, 6))
 RIGHT = game("tic_tac_toe").source

@@ -36,7 +36,7 @@ class Config:
     simulations: tuple[int, ...] = (10, 100, 1000, 10_000)  # the third decides
     asked: int = 150  # of the positions, that the language model sees too
     tasks: int = 60  # cwm-tactics: of each kind (win, block) in each of two games
-    repair: tuple | None = None  # cwm-general: games, programs, calls for each, fresh transitions; none: left open, for it takes minutes more
+    repair: tuple = (REPAIR, 60, 200, 12_000)  # cwm-general: games, programs, calls for each, fresh transitions; the longest measurement by far
     information_sets: int = 20  # cwm-hidden: of each game
     draws: int = 10_000  # from each sampler
     tournament: int = 200  # cwm-value: games
@@ -125,7 +125,7 @@ def measure_hidden(config: Config, seed: int) -> Result:
 # %% ../../nbs/06_cwm/80_measure.ipynb #5ed2193a
 def measure_general(config: Config, seed: int) -> Result:
     "cwm-general: the share of faulty programs that REx repairs."
-    names, programs, calls, fresh = config.repair or (REPAIR, 60, 200, 12_000)
+    names, programs, calls, fresh = config.repair
     found, rows = repairs(names, programs, calls, seed, fresh, config.jobs), []
     for method in METHODS:
         for what, mine in groups([r for r in found if r["method"] == method]).items():
@@ -169,5 +169,4 @@ def measure_table() -> Result:
 def run(config: Config, seed: int, device: torch.device) -> list[Result]:
     "The claims of the chapter for one seed. Games are small: the device is not used."
     asked = ask(config, seed)
-    general = [measure_general(config, seed)] if config.repair else []
-    return [*general, measure_legal(config, seed, asked), measure_depth(config, seed), measure_tactics(asked), measure_hidden(config, seed), measure_value(config, seed), measure_verified(config, seed), measure_table()]
+    return [measure_general(config, seed), measure_legal(config, seed, asked), measure_depth(config, seed), measure_tactics(asked), measure_hidden(config, seed), measure_value(config, seed), measure_verified(config, seed), measure_table()]
