@@ -11,12 +11,6 @@ os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
 sys.path[:0] = [str(ROOT), str(ROOT/"docs")]
 
 
-@pytest.fixture(autouse=True)
-def no_figure_from_an_earlier_test():
-    "Every test starts with no open figure."
-    if "matplotlib.pyplot" in sys.modules: sys.modules["matplotlib.pyplot"].close("all")
-
-
 def absent(what: str):
     "Skip a check because this machine lacks something; where everything is promised, fail."
     if os.environ.get("LLMWATCH_REQUIRE_ALL"): pytest.fail(f"this machine lacks {what}")

@@ -172,11 +172,14 @@ def test_judge_says_what_check_says(name):
 
 
 def test_a_film_strip_carries_the_marks(films):
+    import matplotlib.pyplot as plt
     from llmwatch_course.cwm.trajectories import film
     marks = check(fixture("tic_tac_toe", "no_wins"), films).marks(0)
     strip, bare = film(films[0], marks, FAMILIES), film(films[0])
     assert len(strip.axes) == len(films[0].steps) + 1 and len(bare.axes) == len(films[0].steps)
-    assert len(film(closed(record("kuhn", 1, 0)[0], 1)).axes) >= 5
+    hidden = film(closed(record("kuhn", 1, 0)[0], 1))
+    assert len(hidden.axes) >= 5
+    for figure in (strip, bare, hidden): plt.close(figure)
 
 
 def test_the_tests_need_neither_torch_nor_open_spiel():

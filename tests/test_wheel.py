@@ -30,8 +30,8 @@ def test_every_module_is_inside(wheel):
     inside = set(zipfile.ZipFile(wheel).namelist())
     package = {str(p.relative_to(ROOT)) for p in (ROOT/"llmwatch_course").rglob("*.py") if "_data" not in p.parts}
     assert package <= inside and "llmwatch_course/py.typed" in inside
-    games = {n for n in inside if n.startswith("llmwatch_course/_data/fixtures/cwm/")}  # programs that lessons read as texts
-    strangers = {n for n in inside if n.endswith(".py")} - package - games
+    games = {f"llmwatch_course/_data/fixtures/cwm/{p.relative_to(ROOT/'data/fixtures/cwm')}" for p in (ROOT/"data/fixtures/cwm").rglob("*.py")}  # programs that lessons read as texts
+    strangers = {n for n in inside if n.endswith(".py")} ^ package ^ games
     assert not strangers and not [n for n in inside if n.split("/")[0] not in ("llmwatch_course",) and ".dist-info/" not in n]
 
 
