@@ -27,7 +27,7 @@ def ran():
 @pytest.mark.parametrize("folder", sorted({p.relative_to(ROOT).parts[1] for p in notebooks("nbs")}))
 def test_every_notebook_runs_at_smoke(folder):
     "One folder at a time: a process of nbdev-test keeps all that its notebooks made."
-    tool("nbdev-test", "--path", f"nbs/{folder}", "--n-workers", "2", "--timing", LLMWATCH_SCALE="smoke", OMP_NUM_THREADS="1")
+    tool("nbdev-test", f"nbs/{folder}", "--n-workers", "2", "--timing", LLMWATCH_SCALE="smoke", OMP_NUM_THREADS="1")
 
 
 @pytest.mark.parametrize("path", SOLUTIONS, ids=name)

@@ -154,3 +154,8 @@ def test_command_writes_the_weights_and_goes_on(tmp_path, monkeypatch, capsys):
     out = tmp_path/"w.safetensors"
     for steps in (2, 4): T.main(["sudoku6", "--steps", str(steps), "--out", str(out), "--every", "2", "--device", "cpu"])
     assert out.exists() and out.with_suffix(".run").exists() and "of validation solved" in capsys.readouterr().out
+
+def test_mazes_are_a_task(tmp_path, capsys):
+    out = tmp_path/"w.safetensors"
+    T.main(["maze9", "--steps", "1", "--out", str(out), "--device", "cpu"])
+    assert out.exists() and "of validation solved" in capsys.readouterr().out

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'PRECISIONS', 'OFFICIAL', 'TASKS', 'Recipe', 'known', 'keep_slots', 'slots_of', 'new_state', 'supervise',
            'solved', 'validate', 'finished', 'deepen', 'train', 'Task', 'on_boards', 'easier', 'sudoku6', 'sudoku9',
-           'sudoku', 'main']
+           'sudoku', 'maze9', 'main']
 
 # %% ../../nbs/04_trm/08_train.ipynb #558076b3
 import argparse, contextlib, copy, math
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..foundations.settings import nearest, seed_all, settings
 from ..foundations.training import EMA, State, fit, gather, join, rank, save_weights, warmup_cosine, world
 from .losses import correct
+from .maze import dihedral, generate_mazes
 from .network import Size
 from .optim import AdamATan2, sign_sgd
 from .recursion import TRM
@@ -225,7 +226,14 @@ def sudoku(seed: int = 0) -> Task:
     size = Size(cells=81, vocab=11, width=512, prefix=15, heads=8)
     return on_boards(TRM(size, n=6, cycles=3), Box(3, 3), load_hard("train"), load_hard("validation"), OFFICIAL)
 
-TASKS = {"sudoku6": sudoku6, "sudoku9": sudoku9, "sudoku": sudoku}
+def maze9(seed: int = 0) -> Task:
+    "9x9 mazes (lesson 10) for a laptop."
+    tokens, labels = generate_mazes(1000, 9, seed, longest=True)
+    data = Data(tokens[:900], labels[:900], change=lambda t, a, g: dihedral(t, a, 9, g))
+    trm = TRM(Size(cells=81, vocab=6, prefix=1, hidden=160, token_hidden=160), n=2, cycles=1)
+    return Task(trm, data, (tokens[900:], labels[900:]), Recipe(batch=32, lr=3e-3, weight_decay=0.1, limit=4))
+
+TASKS = {"sudoku6": sudoku6, "sudoku9": sudoku9, "sudoku": sudoku, "maze9": maze9}
 
 # %% ../../nbs/04_trm/08_train.ipynb #25809b36
 def main(argv: list[str] | None = None) -> None:
