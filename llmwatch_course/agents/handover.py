@@ -145,7 +145,7 @@ def our_loss(update: Update, config: Config, beta: float = 0., temperature: floa
     logp = action_logps(model.requires_grad_(True), rows, temperature)
     loss, metrics = flow_grpo_loss(logp, rows.logp_old, update.batch.get("ref_per_token_logps"), rows.mask, rows.adv, rows.traj_id, beta=beta, **options)
     loss.backward()
-    return float(loss), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, metrics
+    return float(loss.detach()), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, metrics
 
 # %% ../../nbs/03_agents/22_handover.ipynb #11d9d66c
 def apart(update: Update, config: Config, **options) -> dict[str, float]:

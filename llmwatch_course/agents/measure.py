@@ -26,7 +26,7 @@ from ..foundations.results import Result
 @dataclass(frozen=True)
 class Config:
     "Sizes of the measurements."
-    steps: int = 150  # of training in the flow, for each arm
+    steps: int = 200  # of training in the flow, for each arm
     asked: int = 2000  # fresh queries of each evaluation
     turns: tuple[int, ...] = (3, 5, 8)  # T_max in evaluations; the second is the one of training
     updates: int = 80  # of imitation, with one batch of demonstrations each

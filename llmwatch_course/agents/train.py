@@ -24,7 +24,7 @@ class Recipe:
     queries: int = 16  # in a step
     group: int = 8  # rollouts of each query, G
     turns: int = 5  # T_max
-    lr: float = 1e-3
+    lr: float = 5e-4
     updates: int = 1  # with the rollouts of one step; with one, the clip never acts
     temperature: float = 1.
     center: str = "group"  # see `group_advantage`
@@ -65,7 +65,7 @@ def watch(done: Rollouts) -> dict[str, float]:
 # %% ../../nbs/03_agents/20_train.ipynb #9d9cff2d
 def train(model: Decoder,  # changed in place
           recipe: Recipe = Recipe(),  # noqa: B008
-          steps: int = 150,
+          steps: int = 200,
           seed: int = 0,
           rules: Rules = HERE,
           loop: Loop = MODULAR,
