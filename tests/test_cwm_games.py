@@ -10,7 +10,7 @@ OWN = [name for name in GAMES if (GAMES[name].folder / "reference.py").exists()]
 PERFT = {
     "tic_tac_toe": [9, 72, 504, 3_024, 15_120, 54_720, 148_176, 200_448, 127_872],
     "connect_four": [7, 49, 343, 2_401, 16_807, 117_649],
-    "army5x5a": [13, 169, 2_263, 29_742],
+    "army5x5a": [13, 169, 2_263, 29_742, 401_169],
     "sinkhole": [3, 13, 50, 182, 691, 2_234]}
 
 
