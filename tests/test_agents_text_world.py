@@ -163,3 +163,9 @@ def test_calls_are_cheap():
         return len(world.people) / (time.perf_counter() - start)
     assert max(rate(wording) for wording in ("manager of {}", "the manager of {}", "{} manager")) > 2000       # new words each time; 5,000 and more on a quiet core
     assert max(rate("manager of {}") for _ in range(3)) > 5000
+
+
+def test_the_text_world_has_the_laws_of_the_token_world():
+    from llmwatch_course.agents import text_world, world
+    here = {"search": dict(zip(text_world.RELATIONS, world.HERE.search)), "wiki": dict(zip(text_world.RELATIONS, world.HERE.wiki)), "calc": world.HERE.calc}
+    assert here == text_world.RELIABLE and text_world.KINDS == world.KINDS

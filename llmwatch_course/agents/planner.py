@@ -54,7 +54,7 @@ def logps(model: Decoder,
 
 # %% ../../nbs/03_agents/17_planner.ipynb #ae09ac9d
 def base(size: str = "medium", style: str = "modular", device="cpu") -> Decoder:
-    "The shipped planner before any training in the flow: `warm_start` made it."
+    "A shipped planner: modular or monolithic, before any training in the flow, as `warm_start` made it; or trained, after it."
     model = planner(size)
     load_weights(model, settings().data_dir / "checkpoints" / f"agents-{style}-{size}.safetensors")
     return model.to(device)
