@@ -211,12 +211,15 @@ def test_the_recorded_result_fits():
 
 
 def test_pictures_come_in_time():
-    "Processor time, the best of several."
+    "Processor time, the best of several, against an empty figure on the same machine (0.05 s on the one that set the limit of 0.2 s)."
+    import matplotlib.pyplot as plt
+    def empty(_): figure, _ = plt.subplots(figsize=(9, 4), layout="constrained"); W.image(figure, ""); plt.close(figure)
     def grid(seed): done = W.play("frozen", "hop3", seed); return W.image(W.grid_frame(done, Recipe()), W.grid_words(done, Recipe()))
     def best(f, *several):
         taken = []
         for x in several: start = time.process_time(); f(x); taken.append(time.process_time() - start)
         return min(taken)
     grid(49)
-    assert best(grid, *range(50, 60)) < 0.2
-    assert best(lambda s: W.image(W.mismatch_frame(RECORD, s), ""), 0., .5, 1.) < 0.2
+    limit = 4 * best(empty, *range(5))
+    assert best(grid, *range(50, 60)) < limit
+    assert best(lambda s: W.image(W.mismatch_frame(RECORD, s), ""), 0., .5, 1.) < limit

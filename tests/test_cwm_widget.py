@@ -176,14 +176,18 @@ def test_play_controls(quick, name):
 
 
 def test_pictures_come_in_time():
+    "Processor time, the best of several, against an empty figure on the same machine (0.05 s on the one that set the limit of 0.2 s)."
     def best(f, *args):
         taken = []
-        for _ in range(3): start = time.process_time(); f(*args); taken.append(time.process_time() - start)
+        for _ in range(5): start = time.process_time(); f(*args); taken.append(time.process_time() - start)
         return min(taken)
+    import matplotlib.pyplot as plt
+    def empty(): figure, _ = plt.subplots(figsize=(9, 4), layout="constrained"); W.image(figure, ""); plt.close(figure)
     def move(name): match = W.click(W.Match(name, actions=(3, 2)), 4); W.image(W.play_frame(match), W.play_words(match))
     def tree(): P.grow.cache_clear(); W.image(P.tree_frame("the empty board", P.LAST), P.tree_words("the empty board", P.LAST))
     P.places("the empty board")
-    assert best(tree) < 0.2 and max(best(move, name) for name in W.PLAYED) < 0.2
+    limit = 4 * best(empty)
+    assert best(tree) < limit and max(best(move, name) for name in W.PLAYED) < limit
 
 
 # the editor
