@@ -265,3 +265,10 @@ def test_cost_of_a_delta_does_not_grow_with_the_playbook():
     large, _ = seconds(small, deltas[1000:7000])
     _, last = seconds(large, deltas[7000:])
     assert last < 6 * first  # sevenfold playbook; copying it whole would be some fiftyfold
+
+
+def test_a_refused_vote_is_no_vote():
+    book, _ = apply(Playbook(), Delta([Op("ADD", section="apis", content="x")], "a"))
+    id = book.active()[0].id
+    after, report = apply(book, Delta([Op("TAG", id=id, helpful=1, harmful=-1), Op("TAG", id=id, helpful=1), Op("TAG", id=id, harmful=1)], "b"))
+    assert (after.get(id).helpful, after.get(id).harmful) == (1, 0) and [why for _, why in report.rejected] == ["counters never go down", f"second vote of one delta on {id}"]

@@ -98,7 +98,7 @@ def test_every_control_moves_the_picture():
         control.value = value
         seen.append(picture.value)
     assert len(set(seen)) == len(seen), "a control moved and the picture did not"
-    png = re.fullmatch(r'<img src="data:image/png;base64,([^"]+)" alt="([^"]+)">', picture.value)
+    png = re.fullmatch(r'<img src="data:image/png;base64,([^"]+)" alt="([^"]+)" style="max-width: 100%">', picture.value)
     assert base64.b64decode(png[1]).startswith(b"\x89PNG") and "After 1 letters" not in png[2]
     assert matplotlib.image.imread(io.BytesIO(base64.b64decode(png[1]))).shape[2] == 4
 

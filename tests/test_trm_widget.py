@@ -104,7 +104,7 @@ def test_every_control_moves_the_picture():
         assert picture.value != seen[-1], "a control moved and the picture did not"
         seen.append(picture.value)
     assert text.value == W.START["6x6"]
-    png = re.fullmatch(r'<img src="data:image/png;base64,([^"]+)" alt="([^"]+)">', picture.value)
+    png = re.fullmatch(r'<img src="data:image/png;base64,([^"]+)" alt="([^"]+)" style="max-width: 100%">', picture.value)
     assert png and matplotlib.image.imread(io.BytesIO(base64.b64decode(png[1]))).shape[2] == 4
 
 

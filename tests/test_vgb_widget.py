@@ -95,7 +95,7 @@ def test_every_control_moves_the_picture():
         control.value = value
         seen.append(picture.value)
     assert len(set(seen)) == len(seen), "a control moved and the picture did not"
-    png = re.fullmatch(r'<img src="data:image/png;base64,([^"]+)" alt="([^"]+)">', picture.value)
+    png = re.fullmatch(r'<img src="data:image/png;base64,([^"]+)" alt="([^"]+)" style="max-width: 100%">', picture.value)
     assert matplotlib.image.imread(io.BytesIO(base64.b64decode(png[1]))).shape[2] == 4 and "after 1 steps" in png[2]
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPS', 'Changes', 'COUNTS', 'FLAGS', 'EFFECTS', 'Op', 'Delta', 'Report', 'Refused', 'alive', 'words', 'sourced',
            'place', 'add', 'tag', 'update', 'substitute', 'revived', 'merge', 'united', 'retire', 'purge', 'flag',
-           'restore', 'judged', 'apply', 'batch_order', 'apply_all', 'inverse']
+           'restore', 'vote', 'judged', 'apply', 'batch_order', 'apply_all', 'inverse']
 
 # %% ../../nbs/05_ace/04_deltas.ipynb #2fe7b6a4
 import hashlib, json
@@ -206,15 +206,15 @@ EFFECTS: dict[str, Callable[[Playbook, Op, str], Changes]] = {
     "ADD": add, "TAG": tag, "UPDATE": update, "REPLACE": substitute, "MERGE": merge, "RETIRE": retire, "PURGE": purge, **dict.fromkeys(FLAGS, flag), "RESTORE": restore}
 
 # %% ../../nbs/05_ace/04_deltas.ipynb #4a6df9b7
-def judged(delta: Delta, playbook: Playbook, allowed: Collection[str] | None) -> Iterable[tuple[Op, str]]:
-    "Each operation with what speaks against it whatever the bullets say."
-    voted: set[str] = set()
-    for op in delta.ops:
-        fault = op.fault() or (f"{op.kind} is not allowed here" if allowed is not None and op.kind not in allowed else "")
-        if not fault and op.kind == "TAG" and max(op.fields.get("helpful", 0), op.fields.get("harmful", 0)) > 0:
-            if op.fields["id"] in voted: fault = f"second vote of one delta on {op.fields['id']}"
-            voted.add(op.fields["id"])
-        yield op, fault
+def vote(op: Op) -> str:
+    "The id that a valid operation votes on, or an empty string."
+    return op.fields["id"] if op.kind == "TAG" and max(op.fields.get("helpful", 0), op.fields.get("harmful", 0)) > 0 else ""
+
+def judged(op: Op, allowed: Collection[str] | None, voted: Collection[str]) -> str:
+    "What speaks against an operation whatever the bullets say; empty if nothing does."
+    if fault := op.fault(): return fault
+    if allowed is not None and op.kind not in allowed: return f"{op.kind} is not allowed here"
+    return f"second vote of one delta on {vote(op)}" if vote(op) in voted else ""
 
 # %% ../../nbs/05_ace/04_deltas.ipynb #2cf45423
 def apply(playbook: Playbook,
@@ -226,10 +226,10 @@ def apply(playbook: Playbook,
     if (delta.base_version or 0) > playbook.version:
         late = tuple((op, f"made against version {delta.base_version}, this is {playbook.version}") for op in delta.ops)
         return playbook, Report(rejected=late, conflicts=late)
-    draft, accepted, rejected, conflicts, touched = playbook, [], [], [], {}
-    for op, fault in judged(delta, playbook, allowed):
+    draft, accepted, rejected, conflicts, touched, voted = playbook, [], [], [], {}, set()
+    for op in delta.ops:
         try:
-            if fault: raise Refused(fault)
+            if fault := judged(op, allowed, voted): raise Refused(fault)
             changes = EFFECTS[op.kind](draft, op, delta.source)
         except Refused as no:
             rejected.append((op, str(no)))
@@ -237,6 +237,7 @@ def apply(playbook: Playbook,
         else:
             draft, touched = draft.changed(changes), touched | changes
             accepted.append(op)
+            if vote(op): voted.add(vote(op))
     if strict and rejected: return playbook, Report(rejected=tuple(rejected), conflicts=tuple(conflicts))
     return draft.changed({}, delta.delta_id), Report(tuple(accepted), tuple(rejected), tuple(conflicts), tuple(id for id in touched if draft.get(id) != playbook.get(id)))
 

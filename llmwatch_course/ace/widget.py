@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'BY_HAND', 'FIRST', 'AGAIN', 'MARKS', 'SHOWN', 'WIDTH', 'INK', 'Moment', 'story', 'Line', 'ended', 'changed',
-           'diff', 'Event', 'lives', 'spans', 'frame', 'draw_lives', 'draw_diff', 'in_words', 'image', 'ui']
+           'diff', 'Event', 'lives', 'spans', 'frame', 'draw_lives', 'draw_diff', 'in_words', 'ui']
 
 # %% ../../nbs/05_ace/85_widget.ipynb #78bdd17a
-import base64, html, io
 from functools import lru_cache
 from typing import NamedTuple
 import matplotlib.pyplot as plt
@@ -19,7 +18,7 @@ from .desk import Desk
 from .playbook import Bullet, Playbook, tokens
 from .refine import Policy
 from .roles import ProgramCurator, ProgramGenerator, ProgramReflector
-from ..foundations.plots import COLOURS
+from ..foundations.plots import COLOURS, image
 from ..foundations.settings import need
 
 # %% ../../nbs/05_ace/85_widget.ipynb #bf157738
@@ -157,12 +156,6 @@ def in_words(moments: list[Moment], step: int) -> str:
     what, _, after = moments[step]
     lines = "; ".join(f"{ {'+': 'new', '-': 'gone', '~': 'changed'}[line.sign] } {line.text}" for line in diff(moments[step])[:SHOWN]) or "nothing to change"
     return f"Step {step} of {len(moments) - 1}, {what}. {len(after)} bullets are alive. {lines}."
-
-def image(figure: Figure, text: str) -> str:
-    "A figure as an HTML image, with its words."
-    data = io.BytesIO()
-    with plt.rc_context({"text.hinting": "none", "text.parse_math": False}): figure.savefig(data, format="png")  # most of the time goes into letters
-    return f'<img src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}" alt="{html.escape(text)}" style="max-width: 100%">'
 
 def ui():  # -> a widget
     "The story with its settings, and a slider for the step."

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PLANNERS', 'GROUP', 'TURNS', 'UNSEEN', 'CALLS', 'SHADES', 'MOST', 'GREY', 'NOT_YET', 'shipped', 'play', 'asked',
            'said', 'rows', 'grid', 'named', 'pull', 'signed', 'colours', 'grid_frame', 'summary', 'one_seed', 'shares',
-           'mismatch_frame', 'grid_words', 'mismatch_words', 'image', 'grid_ui', 'mismatch_ui']
+           'mismatch_frame', 'grid_words', 'mismatch_words', 'grid_ui', 'mismatch_ui']
 
 # %% ../../nbs/03_agents/85_widget.ipynb #4ae6ed8b
-import base64, html, io
+import html
 from functools import lru_cache
 import matplotlib.pyplot as plt
 import torch
@@ -20,7 +20,7 @@ from .planner import base
 from .rollouts import Rollouts, rollout, sampled
 from .train import Recipe, advantages
 from .world import BAD, CALC, FAILED, GUESS, KINDS, WORDS, Queries, draw, words
-from ..foundations.plots import COLOURS, apart
+from ..foundations.plots import COLOURS, apart, image
 from ..foundations.results import read
 from ..foundations.settings import need
 
@@ -201,12 +201,6 @@ def mismatch_words(record: dict, share: float) -> str:
     "The picture of imitation in two sentences."
     beside, found = one_seed(record), shares(record)[share]
     return f"The teacher solves {beside['teacher in its own world']:.2f} of its own world. With {share:.0%} of the demonstrations from there, imitation solves {found:.2f}; in the flow {beside['in the flow']:.2f}, frozen {beside['frozen']:.2f}."
-
-def image(figure: Figure, text: str) -> str:
-    "A figure as an HTML image, with its words."
-    data = io.BytesIO()
-    with plt.rc_context({"text.hinting": "none", "text.parse_math": False}): figure.savefig(data, format="png")  # most of the time goes into letters
-    return f'<img src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}" alt="{html.escape(text)}" style="max-width: 100%">'
 
 # %% ../../nbs/03_agents/85_widget.ipynb #bbb5170a
 def grid_ui():  # -> a widget

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['TEXT', 'HEADS', 'WIDTH', 'CONDITIONS', 'PALETTE', 'Watched', 'Step', 'bytes_by_zone', 'Recording', 'letters',
-           'record', 'conditions', 'frame', 'words', 'image', 'ui']
+           'record', 'conditions', 'frame', 'words', 'picture_of', 'ui']
 
 # %% ../../nbs/02_ahn/85_widget.ipynb #8097bafa
-import base64, io
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -21,7 +20,7 @@ from torch import Tensor
 from .cache import Zones, remember
 from .layer import AHN
 from ..foundations.blocks import rotary_angles, rotate
-from ..foundations.plots import COLOURS
+from ..foundations.plots import COLOURS, image
 from ..foundations.settings import need
 
 # %% ../../nbs/02_ahn/85_widget.ipynb #2c40f044
@@ -188,11 +187,9 @@ def words(state: Recording, step: int) -> str:
     moved = "" if now.left < 0 else f" Letter {now.left} has just left the window and {'was written' if now.written else 'stays as a sink'}."
     return f"After {step + 1} letter{'s' * (step > 0)}: sinks {span(now.sinks)}, window {span(now.window)}, {written} letters in the memory, {sum(now.nbytes.values()):,} bytes.{moved}"
 
-def image(state: Recording, step: int) -> str:
+def picture_of(state: Recording, step: int) -> str:
     "The picture of one step as an HTML image, with its words."
-    data = io.BytesIO()
-    frame(state, step).savefig(data, format="png")
-    return f'<img src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}" alt="{words(state, step)}">'
+    return image(frame(state, step), words(state, step))
 
 def ui(text: str = TEXT):  # -> a widget
     "The picture with sliders for the step, the window and the sinks."
@@ -200,7 +197,7 @@ def ui(text: str = TEXT):  # -> a widget
     step, window, sinks = (widgets.IntSlider(value, low, high, description=name) for value, low, high, name in
                            ((min(24, len(text) - 1), 0, len(text) - 1, "step"), (9, 1, 16, "window"), (3, 0, 6, "sinks")))
     picture = widgets.HTML()
-    def draw(_=None): picture.value = image(record(window.value, sinks.value, text), step.value)
+    def draw(_=None): picture.value = picture_of(record(window.value, sinks.value, text), step.value)
     for control in (step, window, sinks): control.observe(draw, "value")
     draw()
     return widgets.VBox([step, window, sinks, picture])

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'PLAYED', 'JUDGED', 'FRAMES', 'model', 'Match', 'answer', 'click', 'rethink', 'play_frame', 'recorded',
-           'fixtures', 'provenance', 'Exam', 'examine', 'refusal', 'film_frame', 'play_words', 'film_words', 'image',
-           'said', 'film_page', 'tree_ui', 'film_ui', 'keyboard', 'play_ui']
+           'fixtures', 'provenance', 'Exam', 'examine', 'refusal', 'film_frame', 'play_words', 'film_words', 'said',
+           'film_page', 'tree_ui', 'film_ui', 'keyboard', 'play_ui']
 
 # %% ../../nbs/06_cwm/85_widget.ipynb #72c1ffb2
-import base64, html, io
+import html
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
@@ -26,6 +26,7 @@ from .search import search
 from .tables import compile_tables
 from .trajectories import Trajectory, film, record
 from .unit_tests import check
+from ..foundations.plots import image
 from ..foundations.settings import need
 
 # %% ../../nbs/06_cwm/85_widget.ipynb #55ff510a
@@ -163,12 +164,6 @@ def film_words(exam: Exam) -> str:
     return f"{100 * exam.report.rate:.1f} % of the tests pass. " + (f"Broken families: {', '.join(broken)}." if broken else "No family is broken.")
 
 # %% ../../nbs/06_cwm/85_widget.ipynb #a77eaea1
-def image(figure: Figure, words: str) -> str:
-    "A figure as an HTML image, with its words."
-    data = io.BytesIO()
-    figure.savefig(data, format="png")
-    return f'<img src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}" alt="{html.escape(words)}" style="max-width: 100%">'
-
 def said(words: str) -> str: return f"<p>{html.escape(words)}</p>"
 
 def film_page(source: str, name: str, number: int = 0) -> str:

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['TEXT', 'PROMPT', 'KINDS', 'CONDITIONS', 'PALETTE', 'Watched', 'Recording', 'record', 'conditions', 'frame', 'words',
-           'image', 'ui']
+           'picture_of', 'ui']
 
 # %% ../../nbs/01_kv_cache/85_widget.ipynb #b64b2b0d
-import base64, io
 from dataclasses import dataclass, field
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,7 +15,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from ..foundations.decoder import Cache, Config, Decoder
-from ..foundations.plots import COLOURS
+from ..foundations.plots import COLOURS, image
 from ..foundations.settings import nearest, need
 from .eviction import HeavyHitters, SnapKV
 from .growing import Growing
@@ -146,11 +145,9 @@ def words(state: Recording, step: int) -> str:
     spans = ", ".join(f"{a} to {b}" if b > a else f"{a}" for a, b in runs)
     return f"{state.kind}, {state.read[step]} tokens read: positions {spans} are held, {state.read[step] - len(held)} tokens are forgotten."
 
-def image(state: Recording, step: int) -> str:
+def picture_of(state: Recording, step: int) -> str:
     "The picture of one step as an HTML image, with its words."
-    data = io.BytesIO()
-    frame(state, step).savefig(data, format="png")
-    return f'<img src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}" alt="{words(state, step)}">'
+    return image(frame(state, step), words(state, step))
 
 # %% ../../nbs/01_kv_cache/85_widget.ipynb #d72d33ef
 def ui(text: str = TEXT):  # -> a widget
@@ -160,7 +157,7 @@ def ui(text: str = TEXT):  # -> a widget
     kind = widgets.Dropdown(options=list(KINDS), value="window 9 and 3 sinks", description="cache")
     step = widgets.IntSlider(10, 0, len(text) - PROMPT, description="step")
     picture = widgets.HTML()
-    def draw(_=None): picture.value = image(states[kind.value], step.value)
+    def draw(_=None): picture.value = picture_of(states[kind.value], step.value)
     for control in (kind, step): control.observe(draw, "value")
     draw()
     return widgets.VBox([kind, step, picture])

@@ -4,17 +4,16 @@
 
 # %% auto #0
 __all__ = ['REWARD', 'STEPS', 'TRAIL', 'SHADE', 'DISC', 'little_tree', 'Recording', 'record', 'frame', 'geometric', 'words',
-           'image', 'ui']
+           'picture_of', 'ui']
 
 # %% ../../nbs/08_vgb/85_widget.ipynb #84a4511d
-import base64, io
 from dataclasses import dataclass
 from functools import lru_cache
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from ..foundations.plots import COLOURS
+from ..foundations.plots import COLOURS, image
 from ..foundations.settings import need
 from .exact import action_level, stationary, total_variation
 from .tree import Tree, complete, draw, guided, places, scaled
@@ -141,11 +140,9 @@ def words(state: Recording, step: int) -> str:
             f" in total variation, leaves {state.distance(step):.3f} from the target; a sampler that never goes back is {blind:.3f} from it.")
 
 # %% ../../nbs/08_vgb/85_widget.ipynb #eab1bdf9
-def image(state: Recording, step: int) -> str:
+def picture_of(state: Recording, step: int) -> str:
     "The picture of one step as an HTML image, with its words."
-    data = io.BytesIO()
-    frame(state, step).savefig(data, format="png")
-    return f'<img src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}" alt="{words(state, step)}">'
+    return image(frame(state, step), words(state, step))
 
 def ui(steps: int = STEPS):  # -> a widget
     "The picture with sliders for the step, the error of the guide and its depth factor."
@@ -155,7 +152,7 @@ def ui(steps: int = STEPS):  # -> a widget
     eps = widgets.FloatSlider(1., min=0., max=3., step=0.25, description="ε", continuous_update=False)
     factor = widgets.FloatSlider(1., min=0.25, max=2., step=0.25, description="depth factor", continuous_update=False)
     picture = widgets.HTML()
-    def draw(_=None): picture.value = image(record(eps.value, factor.value, steps), step.value)
+    def draw(_=None): picture.value = picture_of(record(eps.value, factor.value, steps), step.value)
     for control in (step, eps, factor): control.observe(draw, "value")
     draw()
     return widgets.VBox([step, eps, factor, picture])
