@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPS', 'Changes', 'COUNTS', 'FLAGS', 'EFFECTS', 'Op', 'Delta', 'Report', 'Refused', 'alive', 'words', 'sourced',
            'place', 'add', 'tag', 'update', 'substitute', 'revived', 'merge', 'united', 'retire', 'purge', 'flag',
-           'restore', 'vote', 'judged', 'apply', 'batch_order', 'apply_all', 'inverse']
+           'restore', 'ballot', 'judged', 'apply', 'batch_order', 'apply_all', 'inverse']
 
 # %% ../../nbs/05_ace/04_deltas.ipynb #2fe7b6a4
 import hashlib, json
@@ -206,7 +206,7 @@ EFFECTS: dict[str, Callable[[Playbook, Op, str], Changes]] = {
     "ADD": add, "TAG": tag, "UPDATE": update, "REPLACE": substitute, "MERGE": merge, "RETIRE": retire, "PURGE": purge, **dict.fromkeys(FLAGS, flag), "RESTORE": restore}
 
 # %% ../../nbs/05_ace/04_deltas.ipynb #4a6df9b7
-def vote(op: Op) -> str:
+def ballot(op: Op) -> str:
     "The id that a valid operation votes on, or an empty string."
     return op.fields["id"] if op.kind == "TAG" and max(op.fields.get("helpful", 0), op.fields.get("harmful", 0)) > 0 else ""
 
@@ -214,7 +214,7 @@ def judged(op: Op, allowed: Collection[str] | None, voted: Collection[str]) -> s
     "What speaks against an operation whatever the bullets say; empty if nothing does."
     if fault := op.fault(): return fault
     if allowed is not None and op.kind not in allowed: return f"{op.kind} is not allowed here"
-    return f"second vote of one delta on {vote(op)}" if vote(op) in voted else ""
+    return f"second vote of one delta on {ballot(op)}" if ballot(op) in voted else ""
 
 # %% ../../nbs/05_ace/04_deltas.ipynb #2cf45423
 def apply(playbook: Playbook,
@@ -237,7 +237,7 @@ def apply(playbook: Playbook,
         else:
             draft, touched = draft.changed(changes), touched | changes
             accepted.append(op)
-            if vote(op): voted.add(vote(op))
+            if ballot(op): voted.add(ballot(op))
     if strict and rejected: return playbook, Report(rejected=tuple(rejected), conflicts=tuple(conflicts))
     return draft.changed({}, delta.delta_id), Report(tuple(accepted), tuple(rejected), tuple(conflicts), tuple(id for id in touched if draft.get(id) != playbook.get(id)))
 

@@ -22,7 +22,7 @@ async function opened(path, problems, tries = 3) {
   }
 }
 
-for (const path of process.argv.slice(2)) {
+async function judged(path) {
   const problems = [], page = await opened(path, problems);
   await page.evaluate(axe);
   const {violations} = await page.evaluate(() => axe.run({runOnly: ['wcag2a', 'wcag2aa']}));
@@ -31,8 +31,13 @@ for (const path of process.argv.slice(2)) {
       if (v.id === 'aria-input-field-name' && /noUi-handle/.test(n.html)) continue;   // the slider of ipywidgets itself
       problems.push(`${v.id}: ${n.html.slice(0, 160)}`);
     }
-  found[path] = problems;
   await page.close();
+  return problems;
 }
+
+// Two tabs at a time: each is a process of its own.
+const waiting = process.argv.slice(2);
+const reader = async () => { for (let path; (path = waiting.shift()) !== undefined;) found[path] = await judged(path); };
+await Promise.all([reader(), reader()]);
 await browser.close();
 console.log(JSON.stringify(found));
