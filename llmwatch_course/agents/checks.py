@@ -9,7 +9,7 @@ __all__ = ['WRONG', 'RIGHT', 'ORDER', 'check_remember', 'check_render', 'check_g
            'check_sound24']
 
 # %% ../../nbs/03_agents/90_checks.ipynb #daa424d3
-import functools, gc, json, math, os, random, re, tempfile, threading, time
+import functools, json, math, os, random, re, tempfile, threading, time
 from collections import Counter
 from contextlib import chdir, suppress
 from copy import deepcopy
@@ -404,11 +404,9 @@ def _trial(f, name: str) -> dict:
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
         Path("keep.txt").write_text("precious")
         start, threads = time.monotonic(), threading.active_count()
-        gc.freeze()                                      # a forked copy of a large process is quick only if it does not sweep what it got
         try: made = f("What is the value of Ada?", planner, {o.__name__: o for o in functions}, caps)
         except NotImplementedError: raise
         except Exception as e: made = {"stop": f"an error, {type(e).__name__}", "answer": None, "turns": []}
-        finally: gc.unfreeze()
         seconds, kept = time.monotonic() - start, Path("keep.txt").exists()
     assert isinstance(made, dict) and made.keys() >= {"answer", "stop", "turns"}, f"{name}: a dict with answer, stop and turns should come back; yours is {str(made)[:80]}"
     turns = made["turns"]
