@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from llmwatch_course.memory_forcing import walking as V
 from llmwatch_course.memory_forcing import widget as W
 from llmwatch_course.memory_forcing.metrics import psnr
 from llmwatch_course.memory_forcing.render import render
@@ -15,7 +16,7 @@ SQUARE = 4 * (8 * ("forward",) + 4 * ("turn right",))
 
 
 @pytest.fixture(scope="module")
-def walked(): return W.follow(W.begin(8), SQUARE)
+def walked(): return V.follow(V.begin(8), SQUARE)
 
 
 def pixels(figure):
@@ -26,34 +27,34 @@ def pixels(figure):
 
 
 def test_a_visit_is_not_changed_by_going_on():
-    visit = W.begin(1)
+    visit = V.begin(1)
     points, pose, seen = visit.memory.xyz.clone(), visit.pose.clone(), visit.seen
-    one, other = W.act(visit, "turn left"), W.act(visit, "turn right")
+    one, other = V.act(visit, "turn left"), V.act(visit, "turn right")
     assert torch.equal(visit.memory.xyz, points) and torch.equal(visit.pose, pose) and visit.seen is seen
     assert len(one.seen) == len(other.seen) == 2 and not torch.equal(one.pose, other.pose)
-    assert torch.equal(W.act(one, "turn right").seen[-1].rgb, visit.seen[0].rgb)
-    with pytest.raises(ValueError, match="^there is no action 'jump'; there are noop, forward"): W.act(visit, "jump")
+    assert torch.equal(V.act(one, "turn right").seen[-1].rgb, visit.seen[0].rgb)
+    with pytest.raises(ValueError, match="^there is no action 'jump'; there are noop, forward"): V.act(visit, "jump")
 
 
 def test_frames_are_those_of_the_renderer(walked):
-    truth = render(walked.world, walked.pose[:, None], W.CAMERA)
+    truth = render(walked.world, walked.pose[:, None], V.CAMERA)
     assert torch.equal(walked.seen[-1].rgb, truth.rgb[0, 0]) and torch.equal(walked.seen[-1].depth, truth.depth[0, 0])
     assert torch.equal(walked.seen[-1].rgb, walked.seen[0].rgb), "around the square and back, to the bit"
 
 
-@pytest.mark.parametrize("rule", W.RULES)
+@pytest.mark.parametrize("rule", V.RULES)
 def test_votes_leave_the_window_out_and_owners_show_the_winners(walked, rule):
-    won, newest = W.votes(walked, rule), len(walked.seen)
-    assert 0 < len(won) <= W.SLOTS and all(frame < newest - W.WINDOW and count > 0 for frame, count in won)
-    assert W.votes(W.begin(8), rule) == []
-    shown = W.owners(walked, won)
-    assert shown.shape == (W.CAMERA.H, W.CAMERA.W, 3) and (shown.flatten(0, 1) == 1).all(1).float().mean() < 0.7
+    won, newest = V.votes(walked, rule), len(walked.seen)
+    assert 0 < len(won) <= V.SLOTS and all(frame < newest - V.WINDOW and count > 0 for frame, count in won)
+    assert V.votes(V.begin(8), rule) == []
+    shown = V.owners(walked, won)
+    assert shown.shape == (V.CAMERA.H, V.CAMERA.W, 3) and (shown.flatten(0, 1) == 1).all(1).float().mean() < 0.7
 
 
 def test_the_best_by_pixels_paints_as_many_pixels_as_it_has_votes(walked):
-    (_, count), *_ = W.votes(walked, "pixel votes")
-    shown = W.owners(walked, W.votes(walked, "pixel votes"))
-    blue = torch.tensor([int(W.COLOURS[0][i:i + 2], 16) / 255 for i in (1, 3, 5)])
+    (_, count), *_ = V.votes(walked, "pixel votes")
+    shown = V.owners(walked, V.votes(walked, "pixel votes"))
+    blue = torch.tensor([int(V.COLOURS[0][i:i + 2], 16) / 255 for i in (1, 3, 5)])
     assert int((shown - blue).abs().sum(-1).lt(1e-5).sum()) == count
 
 
@@ -61,33 +62,33 @@ def test_a_blocked_step_is_said():
     world = BlockWorld.of(torch.zeros(1, 16, 8, 16, dtype=torch.uint8).index_fill(2, torch.tensor([0, 1]), 1))
     world.blocks[0, 8, 2:4, 9] = FIRST_LANDMARK
     world = BlockWorld.of(world.blocks)
-    visit = W.look(W.Visit(world, W.PointMemory(observers=True), torch.tensor([[8 * 64 + 32, 8 * 64 + 32, 0, 0]])))
-    ahead = W.act(visit, "forward")
-    assert ahead.blocked and torch.equal(ahead.pose, visit.pose) and "The way is blocked" in W.walk_words(ahead)
-    assert "blocked" in W.walk_frame(ahead).axes[0].get_title(loc="left") and not W.act(visit, "back").blocked
+    visit = V.look(V.Visit(world, V.PointMemory(observers=True), torch.tensor([[8 * 64 + 32, 8 * 64 + 32, 0, 0]])))
+    ahead = V.act(visit, "forward")
+    assert ahead.blocked and torch.equal(ahead.pose, visit.pose) and "The way is blocked" in V.walk_words(ahead)
+    assert "blocked" in V.walk_frame(ahead).axes[0].get_title(loc="left") and not V.act(visit, "back").blocked
 
 
 def test_looking_at_nothing_but_sky_is_a_picture():
     world = BlockWorld.of(torch.zeros(1, 16, 8, 16, dtype=torch.uint8).index_fill(2, torch.tensor([0]), 1))
-    visit = W.look(W.Visit(world, W.PointMemory(observers=True), torch.tensor([[512, 512, 0, 2]])))
-    assert not visit.seen[0].depth.isfinite().any() and not visit.seen[0].keyframe and W.votes(visit) == []
-    assert "nobody" in W.walk_words(visit) and "only sky" in W.walk_frame(visit).axes[1].get_title(loc="left")
+    visit = V.look(V.Visit(world, V.PointMemory(observers=True), torch.tensor([[512, 512, 0, 2]])))
+    assert not visit.seen[0].depth.isfinite().any() and not visit.seen[0].keyframe and V.votes(visit) == []
+    assert "nobody" in V.walk_words(visit) and "only sky" in V.walk_frame(visit).axes[1].get_title(loc="left")
 
 
 def test_the_map_is_seen_from_above(walked):
     "Turning right is clockwise on the page: with z up, x runs to the left."
-    ax = W.walk_frame(walked).axes[-1]
+    ax = V.walk_frame(walked).axes[-1]
     assert ax.xaxis_inverted() and not ax.yaxis_inverted()
-    top = W.seen_from_above(walked.world)
+    top = V.seen_from_above(walked.world)
     x, z = (int(v) for v in walked.world.pillars[0].nonzero()[0])
     column = walked.world.blocks[0, x, :, z]
-    assert torch.equal(top[z, x], W.STYLES["plain"].palette[int(column[column > 0][-1])])
+    assert torch.equal(top[z, x], V.STYLES["plain"].palette[int(column[column > 0][-1])])
 
 
 @pytest.mark.parametrize("kind", W.KINDS)
 def test_the_second_part_is_a_rollout_with_real_retrieval(kind):
     d, (known, made) = W.dream(kind), W.KINDS[kind]
-    assert d.known == known and d.read.shape == (W.PLACES, made, W.SLOTS) and d.read.max() < known, "only true frames are read"
+    assert d.known == known and d.read.shape == (W.PLACES, made, V.SLOTS) and d.read.max() < known, "only true frames are read"
     assert all(x.shape == (W.PLACES, made, 3, 8, 32) and 0 <= x.min() and x.max() <= 1 for x in d.made.values())
     s = W.second(kind, 2)
     assert s.scores["memory"] == psnr(d.made["memory"][2], d.truth[2, known:]).tolist() and set(s.scores) == {"temporal", "memory", "mean frame"}
@@ -110,7 +111,7 @@ def test_a_frame_outside_gets_a_sentence(at):
 def test_frames_are_pure_and_left_closed(walked):
     import matplotlib.pyplot as plt
     s = W.second("turntable", 0)
-    assert np.array_equal(pixels(W.walk_frame(walked)), pixels(W.walk_frame(walked))) and np.array_equal(pixels(W.second_frame(s, 3)), pixels(W.second_frame(s, 3)))
+    assert np.array_equal(pixels(V.walk_frame(walked)), pixels(V.walk_frame(walked))) and np.array_equal(pixels(W.second_frame(s, 3)), pixels(W.second_frame(s, 3)))
     assert not np.array_equal(pixels(W.second_frame(s, 3)), pixels(W.second_frame(s, 4))) and not plt.get_fignums()
 
 
@@ -157,5 +158,5 @@ def test_pictures_come_in_time(walked):
         for x in several: start = time.process_time(); f(x); taken.append(time.process_time() - start)
         return min(taken)
     limit = 4 * best(empty, *range(5))
-    def stepped(action): moved = W.act(walked, action); W.image(W.walk_frame(moved), W.walk_words(moved))
+    def stepped(action): moved = V.act(walked, action); W.image(V.walk_frame(moved), V.walk_words(moved))
     assert best(stepped, *ACTIONS[1:7]) < limit and best(lambda at: W.image(W.second_frame(W.second("turntable", 0), at), ""), *range(5)) < limit

@@ -203,17 +203,17 @@ def _both(*parts) -> tuple[Tensor, ...]: return tuple(torch.cat(o) for o in zip(
 
 _WALL = _both(_plate(0, 32., 7.5), _plate(1, 44., 12., 12, frame=1), _plate(2, 38., 8., 12, frame=3))
 
-# %% ../../nbs/07_memory_forcing/90_checks.ipynb #25838f17
+# %% ../../nbs/07_memory_forcing/90_checks.ipynb #ae82768f
 def _views() -> dict:
     "Name -> the arguments of `retrieve`."
     square, strip, ahead = _Camera(32, 32, 16.), _Camera(8, 32, 16.), _frame(0., 0.)
     at = torch.tensor([[0., 0., 31.3], [0., 0., 24.5], [0., 0., 50.]])
     nothing = torch.zeros(0, 3), torch.zeros(0), torch.zeros(0, dtype=torch.long)
-    two = torch.tensor([[.05, .05, 5.], [.3, .4, 5.], [-.4, .1, 5.1], [.2, -.4, 5.]]), torch.full((4,), .1), torch.tensor([4, 2, 2, 4])
+    two = torch.tensor([[.05, .05, 5.], [.3, .4, 5.], [-.4, .1, 5.1], [.2, -.4, 5.], [.001, .001, .05], [.01, .01, -.5]]), torch.full((6,), .1), torch.tensor([4, 2, 2, 4, 5, 6])
     beside = torch.tensor([[-1.2, .05, 1.], [-3.5, .05, 4.], [.1, .1, 6.]]), torch.tensor([.52, .1, .1]), torch.tensor([0, 1, 2])
     return {"a wall 0.7 blocks ahead, other frames behind it": (*_WALL, square, ahead, at[0], 2), "the same wall, its own frame excluded": (*_WALL, square, ahead, at[0], 2, [0]),
             "the wall from 7.5 blocks away": (*_WALL, square, ahead, at[1], 2), "from behind everything, looking away": (*_WALL, square, ahead, at[2], 4),
-            "a memory without points": (*nothing, square, ahead, at[0], 4), "two frames with two points each": (*two, strip, ahead, 0*at[0], 2),
+            "a memory without points": (*nothing, square, ahead, at[0], 4), "two frames with two points each, and points at the camera's nose": (*two, strip, ahead, 0*at[0], 2),
             "a near point just beside the picture": (*beside, strip, ahead, 0*at[0], 4),
             **{f"a random cloud, k = {k}, excluded {o or 'nobody'}": (*_strewn(seed), square, _pose(seed)[1], 0*at[0], k, o) for seed, k, o in ((0, 4, []), (1, 4, [0, 1, 2]), (2, 20, [3]), (3, 3, [0]))}}
 
@@ -268,11 +268,11 @@ def _with_sky(seed: int, c: float = .5, sky: float = .5, unsure: float = 0.) -> 
         overlap = [torch.where(some, value, o) for o, value in zip(overlap, values, strict=True)]
     return tuple(overlap)
 
-# %% ../../nbs/07_memory_forcing/90_checks.ipynb #2bb91cfa
+# %% ../../nbs/07_memory_forcing/90_checks.ipynb #8b06cf5b
 def _alike(old: list, new: list) -> tuple[Tensor, ...]: return torch.tensor(old), torch.tensor(new), torch.full((len(old),), .8), torch.full((len(old),), .8)
 
 _OVERLAPS = {"old depths 2 and 4, new ones 1 and 3, all equally sure": _alike([2., 4.], [1., 3.]), "the same depths twice": _alike([3., 5., 7.], [3., 5., 7.]),
-             "new depths half as large": _alike([2., 4., 6.], [1., 2., 3.]), "one of three pixels is sky": _alike([2., 4., torch.inf], [1., 3., torch.inf]), "one of three pixels has no old depth": _alike([2., 4., 0.], [1., 3., 5.]),
+             "new depths half as large": _alike([2., 4., 6.], [1., 2., 3.]), "one of four pixels is sky in the old window, another in the new one": _alike([2., 4., torch.inf, 5.], [1., 3., 6., torch.inf]), "depths below 1 as well": _alike([.5, .8, 4.], [.25, .1, 3.]), "one of three pixels has no old depth": _alike([2., 4., 0.], [1., 3., 5.]),
              **{f"new depths divided by {c}, noise of 2 %, a fifth of them outliers": _overlap(seed, c) for seed, c in enumerate((.2, .7, 1., 3., 5.))},
              "half of the overlap is sky, and both windows are very sure of it": _with_sky(0), "most pixels have confidences just below 0.1": _with_sky(1, sky=.1, unsure=.6)}
 _EMPTY = {"an overlap of nothing but sky": _alike([torch.inf]*3, [torch.inf]*3), "an overlap without depth": _alike([0., 0.], [1., 2.]), "an overlap nobody is sure of": (*_alike([2., 4.], [1., 3.])[:2], torch.tensor([.05, .9]), torch.tensor([.9, .05]))}

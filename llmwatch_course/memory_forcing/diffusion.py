@@ -92,16 +92,16 @@ def sample_next(model: nn.Module,
         x[:, -1] = (1 - then) * clean + then * noise
     return x[:, -1]
 
-# %% ../../nbs/07_memory_forcing/05_diffusion.ipynb #2e4d540a
+# %% ../../nbs/07_memory_forcing/05_diffusion.ipynb #abe24644
 def rollout(model: nn.Module,
             history: Tensor,  # true frames, (b, f, n, c)
-            condition_of: Callable[[Tensor, int], tuple[Tensor, Condition]],  # (frames so far (b, s, n, c), t): the window (b, window, n, c) that ends with frame t, and its condition
+            condition_of: Callable[[Tensor, int], tuple[Tensor, Condition]],  # (frames so far, t): the window (b, window, n, c) that ends with frame t, and its condition
             count: int,  # frames to make
             window: int,  # frames that the model sees, the new one included
             generator: torch.Generator,
             steps: int = 8,  # denoising steps a frame
-            predict: str = "x0",  # what the network says
             label: float = 0.05,  # the level that earlier frames are said to have
+            predict: str = "x0",  # what the network says
             ) -> Tensor:  # the new frames, (b, count, n, c)
     "Frame after frame, each from the ones before it: true ones first, then its own."
     first = history.shape[1]

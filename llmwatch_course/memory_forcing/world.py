@@ -175,7 +175,7 @@ def ahead_table() -> Tensor:  # (YAWS, 2) int64, steps along x and z
 
 AHEAD = ahead_table()
 
-# %% ../../nbs/07_memory_forcing/02_world.ipynb #b1537fb8
+# %% ../../nbs/07_memory_forcing/02_world.ipynb #6c62a4fc
 def column(world: BlockWorld,
            field: Tensor,  # one value a column, (w, X, Z)
            xz: Tensor,  # places in 1/64 block, (w, ..., 2); must lie inside
@@ -185,6 +185,7 @@ def column(world: BlockWorld,
     w = torch.arange(world.n, device=world.device).view(-1, *[1] * (xz.dim() - 2))
     return field[w, cell[..., 0], cell[..., 1]]
 
+# %% ../../nbs/07_memory_forcing/02_world.ipynb #91047969
 def step(world: BlockWorld,
          pose: Tensor,  # x, z in 1/64 block, yaw index, pitch index; (w, 4) int64
          action: Tensor,  # index into ACTIONS, (w,) int64
