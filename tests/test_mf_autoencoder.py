@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 from llmwatch_course.foundations.training import load_weights, save_weights
-from llmwatch_course.memory_forcing.autoencoder import CODERS, FrameCoder, load_coder, snapshots, train_coder
+from llmwatch_course.memory_forcing.autoencoder import CODERS, FrameCoder, load_coder, normalise, snapshots, train_coder
 from llmwatch_course.memory_forcing.camera import Camera
 from llmwatch_course.memory_forcing.world import SPLITS
 
@@ -34,16 +34,16 @@ def test_normalising_changes_no_picture(strips):
     torch.manual_seed(0)
     coder = FrameCoder(8).requires_grad_(False)
     before = coder.draw(coder.encode(strips))
-    coder.normalise(strips)
+    normalise(coder, strips)
     latents = coder.encode(strips)
     assert_close(latents.mean((0, 2, 3)), torch.zeros(8), atol=1e-4, rtol=0); assert_close(latents.std((0, 2, 3)), torch.ones(8), atol=1e-3, rtol=0)
     assert_close(coder.draw(latents), before, atol=1e-4, rtol=0)
 
 
 def test_training(strips, tmp_path):
-    coder, history = train_coder(strips, 30, width=8)
+    coder, history = train_coder(strips, 100, width=8)
     assert history[-1]["loss"] < history[0]["loss"] / 2 and not coder.training
-    again, _ = train_coder(strips, 30, width=8)
+    again, _ = train_coder(strips, 100, width=8)
     assert all(torch.equal(a, b) for a, b in zip(coder.state_dict().values(), again.state_dict().values()))
     save_weights(coder, tmp_path / "coder.safetensors")
     assert_close(load_weights(FrameCoder(8), tmp_path / "coder.safetensors").encode(strips), coder.encode(strips), atol=0.02, rtol=0.01)

@@ -66,7 +66,7 @@ class Config:
     @classmethod
     def paper(cls): return cls.gpu()
 
-# %% ../../nbs/07_memory_forcing/80_measure.ipynb #f0d5ff83
+# %% ../../nbs/07_memory_forcing/80_measure.ipynb #131142e5
 class Scene(NamedTuple):
     "A task in many worlds, and what a memory of points would retrieve for each frame."
     clips: Clips  # tokens of the truth, poses; votes of a memory that holds the known frames
@@ -92,7 +92,7 @@ def recall(seen: Frames,  # of one world, (t, ...)
     for t in range(known, frames):
         for kept, cloud in zip(votes, (fixed, memory)): kept[t] = votes_in(cloud, camera, R[t], C[t], frames)
         remember(memory, seen, camera, R, C, [t])
-    return *votes, torch.stack([warp(fixed, colours, camera, R[t], C[t], seen.rgb[known - 1]) for t in range(known, frames)])
+    return votes[0], votes[1], torch.stack([warp(fixed, colours, camera, R[t], C[t], seen.rgb[known - 1]) for t in range(known, frames)])
 
 # %% ../../nbs/07_memory_forcing/80_measure.ipynb #cb085407
 def scene_of(name: str, config: Config, seed: int, device) -> Scene:

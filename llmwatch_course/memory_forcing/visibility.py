@@ -63,7 +63,7 @@ def nearest(s: Splats, camera: Camera) -> Tensor:  # (H * W,) int64: a row of th
     front = torch.full((camera.H * camera.W,), NOTHING, device=area.device).scatter_reduce(0, pixel, packed, "amin")
     return torch.where(front == NOTHING, -1, front & 0xFFFFFFFF)
 
-# %% ../../nbs/07_memory_forcing/11_visibility.ipynb #8c68948b
+# %% ../../nbs/07_memory_forcing/11_visibility.ipynb #b6491213
 SLACK = .35  # blocks: what a point may lie behind the square in front, however steep the surface
 LEVEL = .7  # blocks: points no further above or below each other may be of one floor
 
@@ -79,7 +79,8 @@ def visible(memory: PointMemory,
     z, front = s.z[inside], nearest(s, camera)[s.own[inside]]
     point, cover = s.index[inside], s.index[front]
     level = (memory.xyz[point] - memory.xyz[cover])[:, 1].abs() <= LEVEL
-    return point[z <= s.z[front] + SLACK + torch.where(level, 3 * memory.radius[cover] * z, 0.)]
+    floor = torch.where(level, torch.minimum(memory.radius[cover] * z, s.z[front]), 0.)
+    return point[z <= s.z[front] + SLACK + 3 * floor]
 
 # %% ../../nbs/07_memory_forcing/11_visibility.ipynb #7725384b
 def pixels(memory: PointMemory,
