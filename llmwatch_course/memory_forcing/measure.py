@@ -145,7 +145,7 @@ def model_of(arm: str, config: Config, seed: int, device, data: dict | None = No
     save_weights(model, home()/"work"/f"{file_of(arm)}-{config.recipe.picture[0]}-{seed}.safetensors")
     return model
 
-# %% ../../nbs/07_memory_forcing/80_measure.ipynb #45cbdec8
+# %% ../../nbs/07_memory_forcing/80_measure.ipynb #1ed4d2e8
 def ask(arm: str, model: nn.Module, scene: Scene, config: Config, seed: int, coder: nn.Module) -> list[dict]:
     "One network at one task: a row for each kind of memory."
     filling = ARMS[arm].filling
@@ -156,7 +156,8 @@ def ask(arm: str, model: nn.Module, scene: Scene, config: Config, seed: int, cod
 def measure_models(config: Config, seed: int, device, scenes: dict[str, Scene] | None = None) -> list[dict]:
     "Every arm and every baseline at every task."
     scenes = scenes or {name: scene_of(name, config, seed, device) for name in config.tasks}
-    coder, data = load_coder(config.coder), None if config.trained else training_clips(config.recipe, seed, device=device)
+    coder = copy.deepcopy(load_coder(config.coder)).cpu()  # scores are taken on the CPU, whatever plays
+    data = None if config.trained else training_clips(config.recipe, seed, device=device)
     rows = [{"task": name, "model": what, "memory": "none"} | score(scene, rgb, coder) for name, scene in scenes.items() for what, rgb in baselines(scene).items()]
     for arm in ARMS:
         model = model_of(arm, config, seed, device, data)
