@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN    := .venv/bin
 
-.PHONY: help setup lab test quick tour claims bench export
+.PHONY: help setup lab test quick tour claims verify bench site export
 help:     ## what can be made
 	@sed -n 's/^\([a-z]*\): .*## /make \1	/p' $(MAKEFILE_LIST) | expand -t 14
 
@@ -17,8 +17,13 @@ tour: .venv/.all    ## run lesson 1 here and now, and print its last table
 	@$(BIN)/python tools/tour.py
 claims: .venv/.all  ## measure every claim at scale small, then print the ledger
 	@$(BIN)/python tools/claims.py
-bench: .venv/.dev   ## ours beside the peers, one table of ratios
+verify: .venv/.all  ## one topic again with a fresh seed beside what is recorded: make verify TOPIC=trm
+	@$(BIN)/python tools/verify.py "$(TOPIC)" $(SEED)
+bench: .venv/.dev   ## ours beside the peers: a table of ratios, kept in data/results/bench.json
 	@$(BIN)/python -m tests.benchmarks
+site: .venv/.dev    ## the lessons as web pages, English and Korean: open _docs/html/index.html
+	@$(BIN)/sphinx-build -q -W --keep-going -c docs nbs _docs/html
+	@$(BIN)/sphinx-build -q -W --keep-going -c docs -D language=ko nbs _docs/html/ko
 export: .venv/.dev  ## write the library, the exercises and the lesson table from the notebooks
 	@$(BIN)/python tools/export.py
 

@@ -23,9 +23,9 @@ def course() -> Path | None:
 
 def cells(path: Path, kind: str) -> list[dict]:
     "The cells of the notebook at `path` of one kind, `code` or `markdown`, each `source` as one text."
-    try: found = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    except (ValueError, KeyError): raise ValueError(f"{path} is not a notebook: restore it from a copy, or remove it") from None
-    return [c | {"source": "".join(c["source"])} for c in found if c["cell_type"] == kind]
+    try: return [c | {"source": "".join(c["source"])} for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == kind]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path} is not a notebook: restore it from a copy, or remove it and type `llmwatch start`") from None
 
 # %% ../nbs/91_cli.ipynb #dd57cc83
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def progress(path: Path,  # a learner's notebook
              ) -> tuple[int, int]:  # checks that say OK, all checks
     "How many checks of a notebook said OK when it was last saved."
     checks = [c for c in cells(path, "code") if re.match(r"check_\w+\(", c["source"])]
-    texts = ["".join("".join(o.get("text", "")) for o in c["outputs"]) for c in checks]
+    texts = ["".join("".join(o.get("text", "")) for o in c.get("outputs", [])) for c in checks]
     return sum(t.startswith("OK") for t in texts), len(checks)
 
 # %% ../nbs/91_cli.ipynb #448b3600
@@ -89,10 +89,12 @@ def copy_exercises(root: Path, lesson: Lesson) -> tuple[int, int]:  # copied, ke
     for path in lesson.exercises:
         target = root/"work"/lesson.name/path.name
         target.parent.mkdir(parents=True, exist_ok=True)
+        try: file = open(target, "xb")
+        except FileExistsError: continue
         try:
-            with open(target, "x", encoding="utf-8") as f: f.write(path.read_text(encoding="utf-8"))
-            copied += 1
-        except FileExistsError: pass
+            with file: file.write(path.read_bytes())
+        except BaseException: target.unlink(); raise
+        copied += 1
     return copied, len(lesson.exercises) - copied
 
 # %% ../nbs/91_cli.ipynb #7cf913b4
@@ -228,7 +230,8 @@ def doctor():
     for part, packages in parts().items():
         missing = [p for p in packages if not version(p)]
         if part: rows.append((f"part {part}", f"missing {', '.join(missing)}: pip install {where.format(part)}" if missing else "complete"))
-    typer.echo("\n".join(f"{name:<14}{text}" for name, text in rows))
+    width = max(len(name) for name, _ in rows) + 2
+    typer.echo("\n".join(f"{name:<{width}}{text}" for name, text in rows))
 
 # %% ../nbs/91_cli.ipynb #ee4e0091
 VERBS = ("start", "run", "claims", "doctor")
@@ -237,17 +240,19 @@ def complaint(error: Exception) -> str:
     "One sentence for an error of any kind."
     text = error.format_message() if hasattr(error, "format_message") else str(error)  # the first kind comes from typer: a wrong verb or option
     if verb := re.match(r"No such command ['\"]?([^'\"]+?)['\"]?\.", text): text = f"no verb is called '{verb[1]}'; {nearest(verb[1], VERBS)}"
+    if isinstance(error, OSError) and error.filename: text = f"{error.filename} cannot be used ({error.strerror}): see that it is there, is yours and has room"
     if "out of memory" in text.lower(): text = "out of memory: choose a smaller scale, as in --scale small, or --device cpu"
     return " ".join(text.split()) or type(error).__name__
 
 def main(arguments: list[str] | None = None):
     "The `llmwatch` command."
     try: status = app(arguments, standalone_mode=False, prog_name="llmwatch")
-    except (KeyboardInterrupt, typer.Abort): sys.exit("stopped")
+    except KeyboardInterrupt: status = 130
     except Exception as e:
         if os.environ.get("LLMWATCH_DEBUG"): raise
         print(f"llmwatch: {complaint(e)}", file=sys.stderr)
         sys.exit(2)
+    if status == 130: print("llmwatch: stopped; what was saved is kept", file=sys.stderr)  # Ctrl-C; typer gives that number too
     sys.exit(status or 0)
 
 # %% ../nbs/91_cli.ipynb #056d54fe

@@ -1,5 +1,6 @@
 """What the checks share: where things are, a calm environment, and one rule for what a machine lacks."""
 import os, shutil, subprocess, sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import pytest
 
@@ -56,7 +57,8 @@ def browser() -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory) -> Path:
-    "The built pages; a warning is an error."
+    "The built pages, the Korean ones in `ko`; a warning is an error."
     folder = tmp_path_factory.mktemp("site")
-    tool("sphinx-build", "-q", "-W", "--keep-going", "-d", folder/"doctrees", "-c", "docs", "nbs", folder/"html")
+    def build(language, to): tool("sphinx-build", "-q", "-W", "--keep-going", "-D", f"language={language}", "-d", folder/language, "-c", "docs", "nbs", to)
+    with ThreadPoolExecutor() as both: list(both.map(build, ("en", "ko"), (folder/"html", folder/"html/ko")))
     return folder/"html"

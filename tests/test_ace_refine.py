@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from llmwatch_course.ace.deltas import Delta, Op, apply
 from llmwatch_course.ace.playbook import Bullet, Playbook, tokens
-from llmwatch_course.ace.refine import Policy, absorbed, at_best, fit, grow_and_refine, harmful, merges, smallest, wilson
+from llmwatch_course.ace.refine import Policy, absorbed, at_best, at_worst, fit, grow_and_refine, harmful, merges, smallest
 
 TAME = {"words": tokens, "characters": len, "bytes": lambda text: len(text.encode()), "square": lambda text: len(text)**2//400, "lines": lambda text: text.count("\n") + 1, "calls": lambda text: 7*text.count("`") + len(text)//3,
         "nothing": lambda text: 0}
@@ -20,18 +20,18 @@ def dice_book(seed, pins=0.1):
     return Playbook([replace(b, status="quarantined", pinned=False) if rng.random() < 0.1 else b for b in book])
 
 
-def test_wilson_of_the_fact_sheet():
-    assert [round(wilson(*votes), 3) for votes in ((1, 0), (5, 0), (8, 0), (3, 1), (5, 5), (0, 1), (0, 9), (0, 0))] == [.271, .650, .748, .357, .270, 0, 0, 0]
-    assert at_best(0, 0) == 1 and all(wilson(h, m) <= h/(h + m) <= at_best(h, m) for h in range(9) for m in range(9) if h + m)
+def test_bounds_of_the_fact_sheet():
+    assert [round(at_worst(*votes), 3) for votes in ((1, 0), (5, 0), (8, 0), (3, 1), (5, 5), (0, 1), (0, 9), (0, 0))] == [.271, .650, .748, .357, .270, 0, 0, 0]
+    assert at_best(0, 0) == 1 and all(at_worst(h, m) <= h/(h + m) <= at_best(h, m) for h in range(9) for m in range(9) if h + m)
 
 
 @given(st.integers(0, 200), st.integers(0, 200))
-def test_wilson_solves_its_equation(helpful, harmful):
+def test_the_bound_solves_its_equation(helpful, harmful):
     n = helpful + harmful
     if not n or not helpful: return
-    p = wilson(helpful, harmful)
+    p = at_worst(helpful, harmful)
     assert abs(helpful/n - p - 1.64*math.sqrt(p*(1 - p)/n)) < 1e-9
-    assert wilson(helpful + 1, harmful) > p > wilson(helpful, harmful + 1)
+    assert at_worst(helpful + 1, harmful) > p > at_worst(helpful, harmful + 1)
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=60))

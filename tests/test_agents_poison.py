@@ -5,9 +5,9 @@ import pytest
 from llmwatch_course.agents.flow import ChatGenerator, ChatPlanner, ChatVerifier, DirectExecutor, Modules, RuleVerifier, run_flow
 from llmwatch_course.agents.memory import Memory, Plan, fence_name, harmless, remember
 from llmwatch_course.agents.poison import CANARY, ORDERS, TRUTH, attacks, breaches, forgeries
-from llmwatch_course.agents.react import Limits, json_objects
+from llmwatch_course.agents.react import Limits
 from llmwatch_course.agents.tools import Toolset, ToolResult, tool
-from llmwatch_course.foundations.chat import Scripted
+from llmwatch_course.foundations.chat import Scripted, json_objects
 from llmwatch_course.foundations.language_model import NoModel, tokenizer
 
 CORPUS = attacks(fence_name(0))

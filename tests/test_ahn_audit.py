@@ -4,7 +4,7 @@ import pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM
-from llmwatch_course.ahn.audit import (ABLATIONS, ARMS, GROUP, RIVALS, STRANGER, UNLEARNED, ZONES, Audit, Case, as_arm, audit_memory, bare, bootstrap, longer,
+from llmwatch_course.ahn.audit import (ABLATIONS, ARMS, GROUP, RIVALS, STRANGER, UNLEARNED, ZONES, Audit, Case, as_arm, audit_memory, bare, longer,
                                        pooled, reservoir, sampled, strata)
 from llmwatch_course.ahn.cost import equal_bytes_tokens
 from llmwatch_course.ahn.wrapping import attentions, memories, using, wrap
@@ -186,17 +186,16 @@ def test_strata_agree_with_what_is_visible(window, sinks, a, b):
     assert (zone == "memory") == (not seen) and (zone == "sink") == (needed < sinks)
 
 
-def test_bootstrap():
+def test_a_gain_is_drawn_by_text_and_skips_what_does_not_count():
+    def over(x): return Audit({"AHN": x, "writes off": torch.zeros_like(x)}).over("writes off")
     x = torch.randn(200, 5, generator=rng()) + 1
-    low, high = bootstrap(x, generator=rng())
-    assert low < x.mean() < high and abs(high - low - 2 * 1.96 / math.sqrt(1000)) < 0.03
-    assert bootstrap(torch.full((9, 2), 0.5)) == (0.5, 0.5)
-    assert all(map(math.isnan, bootstrap(torch.randn(1, 50))))
+    gain = over(x)
+    assert gain.low < gain.value < gain.high and abs(gain.high - gain.low - 2 * 1.96 / math.sqrt(1000)) < 0.03
+    assert all(map(math.isnan, over(torch.randn(1, 50))[1:]))
     y = x.clone(); y[150:] = math.nan; y[:150, 3] = math.nan
-    assert bootstrap(y, generator=rng()) == bootstrap(x[:150, [0, 1, 2, 4]], generator=rng())
-    together = torch.randn(40, 1, generator=rng()).expand(40, 25)
-    wide, narrow = bootstrap(together, generator=rng()), bootstrap(together.reshape(-1, 1), generator=rng())
-    assert wide[1] - wide[0] > 3 * (narrow[1] - narrow[0])
+    torch.testing.assert_close(torch.tensor(over(y)), torch.tensor(over(x[:150, [0, 1, 2, 4]])))
+    together = over(torch.randn(40, 1, generator=rng()).expand(40, 25))
+    assert together.high - together.low > 0.4  # 1.96 * 2 / sqrt(40) = 0.62; drawn query by query it would be 0.12
 
 
 def made(chances, zone=None):

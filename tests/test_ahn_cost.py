@@ -2,8 +2,8 @@
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from llmwatch_course.ahn import cost
-from llmwatch_course.ahn.cost import BUDGET, LENGTH, MIXERS, attributable, cache_bytes, equal_bytes_tokens, mixer_flops, model_flops, printed, table1
+from llmwatch_course.ahn.cost import BUDGET, LENGTH, MIXERS, attributable, cache_bytes, equal_bytes_tokens, mixer_flops, model_flops, table1
+from llmwatch_course.foundations.results import printed
 from llmwatch_course.kv_cache.bill import MODELS, kv_bytes
 
 QWEN = ("Qwen2.5-3B", "Qwen2.5-7B", "Qwen2.5-14B")
@@ -134,4 +134,4 @@ def test_bad_requests_are_one_sentence(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="did you mean|one of|known") as e: call()
         assert "\n" not in str(e.value)
     monkeypatch.setenv("LLMWATCH_DATA_DIR", str(tmp_path))
-    with pytest.raises(ValueError, match="LLMWATCH_DATA_DIR"): cost.printed("ahn_table1")
+    with pytest.raises(ValueError, match="LLMWATCH_DATA_DIR"): printed("ahn_table1")

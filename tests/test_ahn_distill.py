@@ -9,8 +9,8 @@ from torch.testing import assert_close
 pytest.importorskip("transformers")
 from transformers import LlamaConfig, LlamaForCausalLM
 from llmwatch_course.ahn.cost import equal_bytes_tokens
-from llmwatch_course.ahn.distill import (SINKS, TOTALS, adamw, answers, beyond, distil, distil_text, divergence, draw_budget, half_lives, held_out, kl_beyond,
-                                         memory_loss, split_text, state_tokens)
+from llmwatch_course.ahn.distill import (SINKS, TOTALS, adamw, answers, beyond, distil, distil_text, divergence, draw_budget, held_out, kl_beyond,
+                                         measured_half_lives, memory_loss, split_text, state_tokens)
 from llmwatch_course.ahn.wrapping import memories, unwrap, using, wrap
 from llmwatch_course.foundations.decoder import Config
 
@@ -152,7 +152,7 @@ def test_half_lives_of_constant_decay():
         with torch.no_grad():
             memory.in_proj.weight.zero_(); memory.A_log.fill_(0.0)
             memory.dt_bias.copy_(torch.tensor([1., 2., 10., 100.], dtype=torch.float64).reciprocal().mul(math.log(2)).expm1().log())
-    assert_close(half_lives(m, tokens()), torch.tensor([1., 2., 10., 100.], dtype=torch.float64).expand(2, 4))
+    assert_close(measured_half_lives(m, tokens()), torch.tensor([1., 2., 10., 100.], dtype=torch.float64).expand(2, 4))
 
 def test_a_text_that_fits_is_refused():
     with pytest.raises(ValueError, match="learns nothing"): distil(model(), draw, 1, budget=lambda n, g: (24, 0))

@@ -2,9 +2,9 @@
 import gzip, json, threading, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from llmwatch_course.foundations import chat as chats
-from llmwatch_course.foundations.chat import Answer, ChatError, Counted, Live, Recorded, Scripted, Small, canonical, complete_many, from_environment, parse, read_back, request_name, write_down
+from llmwatch_course.foundations.chat import Answer, ChatError, Counted, Live, Recorded, Scripted, Small, canonical, complete_many, from_environment, json_objects, parse, read_back, request_name, write_down
 
 KEY = "sk-very-secret-1234567890"
 ASK = [{"role": "user", "content": "What is a cache?"}]
@@ -110,6 +110,7 @@ def test_edited_and_torn_lines(tmp_path):
     assert len(path.read_text().splitlines()) == 3 and json.loads(path.read_text().splitlines()[2])["answer"]["text"] == "b"
 
 
+@settings(deadline=None)
 @given(st.text(), st.text(), st.floats(0, 2), st.integers(0, 9), st.lists(st.text(min_size=1), max_size=2))
 def test_any_text_survives_a_recording(tmp_path_factory, question, answer, temperature, seed, stop):
     path, messages = tmp_path_factory.mktemp("r")/"talk.jsonl", [{"role": "user", "content": question}]
@@ -303,3 +304,8 @@ def test_scores_are_log_probabilities_of_the_whole_option(small):
         with torch.inference_mode(): logp = model(torch.tensor([prompt + ids]))[0].log_softmax(-1)
         assert abs(score - sum(float(logp[len(prompt) - 1 + t, i]) for t, i in enumerate(ids))) < 1e-3
     assert scores[1] < scores[2]
+
+
+def test_objects_are_found_in_any_text():
+    assert json_objects('[1] {"a": "}"} {"b": [{"c": 1}]} {bad} {') == [{"a": "}"}, {"b": [{"c": 1}]}] and json_objects("no") == []
+    assert json_objects('{"a": 1}' * 10**5)[-1] == {"a": 1} and len(json_objects('{"a": 1}' * 10**5)) == 2500  # of long texts the end is read

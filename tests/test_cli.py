@@ -72,6 +72,26 @@ def test_a_broken_notebook_is_named(course):
     assert code == 2 and "01_cache.ipynb is not a notebook" in err
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"cells": [1]}', '{"cells": [{"cell_type": "code"}]}', '{"cells": null}'])
+def test_no_kind_of_broken_notebook_is_read(tmp_path, text):
+    (tmp_path/"half.ipynb").write_text(text)
+    with pytest.raises(ValueError, match="half.ipynb is not a notebook"): cli.cells(tmp_path/"half.ipynb", "code")
+
+
+def test_a_copy_that_stops_half_way_is_not_kept(course, monkeypatch):
+    lesson = cli.lessons(course)[0]
+    monkeypatch.setattr(cli.Path, "read_bytes", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt): cli.copy_exercises(course, lesson)
+    monkeypatch.undo()
+    assert cli.copy_exercises(course, lesson) == (2, 0)
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(course):
+    (course/"work").write_text("a file where the folder should be")
+    code, _, err = typed("start", "kv_cache", cwd=course)
+    assert code == 2 and f"{course/'work/01_kv_cache'} cannot be used (Not a directory)" in err and len(err.splitlines()) == 1
+
+
 def test_bad_settings_are_one_sentence(course):
     code, _, err = typed("doctor", cwd=course, LLMWATCH_DEVICE="cuba")
     assert code == 2 and "did you mean 'cuda'?" in err and len(err.splitlines()) == 1
@@ -95,7 +115,8 @@ def test_doctor_names_the_line_that_brings_a_part(monkeypatch, capsys):
     real = cli.version
     monkeypatch.setattr(cli, "version", lambda p: "" if p == "open-spiel" else real(p))
     cli.doctor()
-    assert "part games    missing open-spiel: pip install -e '.[games]'" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert ["part", "games", "missing", "open-spiel:", "pip", "install", "-e", "'.[games]'"] in map(str.split, lines) and all("  " in o for o in lines)
 
 
 def test_a_missing_model_is_a_sentence():
@@ -108,6 +129,12 @@ def test_every_verb_is_known(): assert sorted(cli.VERBS) == sorted(c.callback.__
 
 def test_out_of_memory_names_the_setting():
     assert "--scale small" in cli.complaint(RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"))
+
+
+def test_ctrl_c_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "listing", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(SystemExit) as e: cli.main([])
+    assert e.value.code == 130 and capsys.readouterr().err.strip() == "llmwatch: stopped; what was saved is kept"
 
 
 def test_the_installed_command():

@@ -186,13 +186,7 @@ def test_types():
     assert done.returncode == 0, done.stdout[-6000:]
 
 
-def test_the_readme_has_the_lessons_of_today(): tool(sys.executable, "tools/readme_table.py", "--check")
-
-
-def test_links_and_pictures_of_the_front_page_are_there():
-    links = [o for o in re.findall(r"\]\(([^)#]+)", (ROOT/"README.md").read_text()) if "://" not in o]
-    missing = [o for o in links if not (ROOT/o).exists()]
-    assert links and not missing, f"README.md points to {missing}"
+def test_what_is_generated_on_the_front_page_is_of_today(): tool(sys.executable, "tools/readme_table.py", "--check")
 
 
 def test_no_machine_paths_and_nothing_left_to_do():

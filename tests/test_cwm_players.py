@@ -1,5 +1,5 @@
 """Arena, value functions, language player, examination, forfeits: who plays, who judges, and what the numbers may say."""
-import math, random, sys
+import random, sys
 from pathlib import Path
 import pytest
 import torch
@@ -8,6 +8,7 @@ from llmwatch_course.cwm.contract import TERMINAL, random_game, replay
 from llmwatch_course.cwm.games import GAMES, game
 from llmwatch_course.foundations.chat import Scripted
 from llmwatch_course.foundations.decoder import Config, Decoder, generate
+from llmwatch_course.foundations.results import printed
 
 pytest.importorskip("pyspiel")
 sys.path.insert(0, str(Path(__file__).parents[1]/"tools"))
@@ -108,15 +109,6 @@ def test_ray_as_back_end():
     (lambda: L.LanguagePlayer("kuhn"), "no question is written for 'kuhn'")])
 def test_what_is_refused(call, says):
     with pytest.raises(ValueError, match=says): call()
-
-
-def test_wilson_by_its_definition():
-    for wins, n in ((0, 10), (3.5, 9), (10, 10), (480, 1000)):
-        low, high = A.wilson(wins, n)
-        for p in (low, high):
-            if 0 < p < 1: assert math.isclose(abs(wins / n - p), 1.96 * (p * (1 - p) / n)**0.5, abs_tol=1e-9)
-        assert 0 <= low <= wins / n <= high <= 1
-    assert A.wilson(0, 0) == (0, 1)
 
 
 @pytest.mark.parametrize("level", ["readable", "memoised", "tables"])
@@ -283,8 +275,8 @@ def test_forfeits_set_aside():
 
 
 def test_the_count_follows_the_rows():
-    rows = F.printed()
+    rows = printed("cwm_play")
     assert all(float(r["low"]) <= float(r["high"]) and r["game"] in F.GAMES for r in rows)
     fewer = [{**r, "low": "3", "high": "3"} if r["game"] == "Backgammon" and "forfeit" in r["quantity"] else r for r in rows]
     assert F.remaining(fewer)["remaining"] == 7
-    for name in ("cwm_table4", "cwm_table1_2"): assert all(float(r["printed"]) >= 0 for r in F.printed(name))
+    for name in ("cwm_table4", "cwm_table1_2"): assert all(float(r["printed"]) >= 0 for r in printed(name))

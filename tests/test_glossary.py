@@ -4,7 +4,6 @@ import nbformat, pytest
 from conftest import ROOT, name, notebooks
 
 TERMS = tomllib.loads((ROOT/"data/glossary.toml").read_text(encoding="utf-8"))["term"]
-CHAPTERS = {"00_foundations", "01_kv_cache", "02_ahn", "03_agents", "04_trm", "05_ace", "06_cwm", "07_memory_forcing", "08_vgb"}
 NEWSLETTER = ("KV cache", "Artificial Hippocampus Network", "sliding-window attention", "planner / executor / verifier", "Monte Carlo tree search", "code world model",
               "hidden-information game")
 
@@ -14,21 +13,35 @@ def key(term):
     return re.sub(r"(?<!s)s$", "", " ".join(re.sub(r"\([^)]*\)", " ", term).lower().split()))
 
 
-def introduced(path):
-    "The words on the `Terms:` line of a notebook, which may run on to the next blank line."
-    for c in nbformat.read(path, 4).cells:
-        if c.cell_type == "markdown" and (m := re.search(r"(?ms)^Terms:(.*?)(?:\n\s*\n|\Z)", c.source)): return [t.strip(" .\n") for t in m[1].split("·")]
-    return []
+def opening(path):
+    "The first markdown cell of a notebook."
+    return next(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown")
 
 
-LINES = {name(p).removeprefix("nbs/"): introduced(p) for p in notebooks("nbs")}
+def introduced(text):
+    "The words on the `Terms:` line of an opening, which may run on to the next blank line."
+    found = re.search(r"(?ms)^Terms:(.*?)(?:\n\s*\n|\Z)", text)
+    return [t.strip(" .\n") for t in found[1].split("·")] if found else []
+
+
+OPENINGS = {name(p).removeprefix("nbs/"): opening(p) for p in notebooks("nbs")}
+LINES = {k: introduced(text) for k, text in OPENINGS.items()}
+KEYS = {k: set(map(key, terms)) for k, terms in LINES.items()}
 KNOWN = {key(t["term"]): t for t in TERMS}
+HOMES = {word: [lesson for lesson, terms in KEYS.items() if word in terms] for word in KNOWN}
 
 
-@pytest.mark.parametrize("lesson", [k for k, v in LINES.items() if v])
-def test_every_term_of_a_lesson_is_explained(lesson):
+@pytest.mark.parametrize("lesson", [k for k in LINES if re.match(r"0\d_\w+/[0-8]|91_", k)])
+def test_a_lesson_names_its_terms_and_each_is_explained(lesson):
+    assert LINES[lesson], f"nbs/{lesson} must open with a line such as `Terms: ring · window`"
     missing = [t for t in LINES[lesson] if key(t) not in KNOWN]
     assert not missing, f"nbs/{lesson} introduces words that data/glossary.toml lacks: {missing}"
+
+
+@pytest.mark.parametrize("page", OPENINGS)
+def test_every_notebook_opens_in_korean_too(page):
+    lead = re.search(r"(?m)^한국어 요약: (.+)", OPENINGS[page])
+    assert lead and len(re.findall("[가-힣]", lead[1])) >= 15 and lead[1].rstrip().endswith("."), "`한국어 요약: ` and a sentence or two"
 
 
 def test_the_newsletters_own_terms_are_here(): assert {key(t) for t in NEWSLETTER} <= KNOWN.keys()
@@ -42,9 +55,8 @@ def test_entry_is_complete(t):
     assert t.keys() == {"term", "korean", "meaning", "lesson"}
     assert re.search("[가-힣]", t["korean"]) or t["korean"] == t["term"], "Korean, or a proper name that stays as it is"
     assert t["meaning"].endswith(".") and "\n" not in t["meaning"] and len(t["meaning"]) <= 160 and t["meaning"][0].isupper()
-    homes = [lesson for lesson, terms in LINES.items() if key(t["term"]) in map(key, terms)]
-    if homes: assert t["lesson"] in homes, f"it is introduced by {homes}"
-    else: assert t["lesson"] in LINES or t["lesson"] in CHAPTERS and not (ROOT/"nbs"/t["lesson"]).is_dir(), "a chapter that is there names its notebook"
+    homes = HOMES[key(t["term"])]
+    assert t["lesson"] in (homes or LINES), f"it is introduced by {homes}" if homes else "the notebook that explains it"
 
 
 def test_the_page_shows_the_table_of_today():

@@ -1,7 +1,8 @@
 """The paper's tables re-read: totals of rates, what is counted as memory, and what follows from the cells."""
 from statistics import harmonic_mean
 import pytest
-from llmwatch_course.memory_forcing.tables import DEPTH_BYTES, FRAME_BYTES, OURS, PIXELS, RIVAL, ablation, by_range, main_table, mf_table, printed, savings
+from llmwatch_course.foundations.results import printed
+from llmwatch_course.memory_forcing.tables import DEPTH_BYTES, FRAME_BYTES, OURS, PIXELS, RIVAL, ablation, by_range, main_table, mf_table, savings
 
 COLUMNS = {"main": {"table", "method", "suite", "metric"}, "retrieval": {"table", "method", "frames", "quantity"}, "ablation": {"table", "training", "retrieval", "metric"},
            "worldmem": {"source", "quantity"}}
@@ -10,7 +11,7 @@ CELLS = {"main": 48, "retrieval": 20, "ablation": 16, "worldmem": 8}
 
 @pytest.mark.parametrize("name", COLUMNS)
 def test_tables_are_whole(name):
-    rows = printed(name)
+    rows = printed(f"memory_forcing_{name}")
     assert len(rows) == CELLS[name] and all(set(row) == COLUMNS[name] | {"printed"} and all(row.values()) and float(row["printed"]) > 0 for row in rows)
     assert len({tuple(v for k, v in row.items() if k != "printed") for row in rows}) == len(rows)
 

@@ -1,5 +1,5 @@
 """Claims are well formed, verdicts follow from numbers, files survive, and what is committed is consistent."""
-import json, math, random, signal, statistics, subprocess, sys, textwrap, time, types
+import json, math, random, re, signal, statistics, subprocess, sys, textwrap, time, types
 from pathlib import Path
 import numpy as np
 import pytest, torch
@@ -69,7 +69,7 @@ def test_verdict_follows_the_rule(values):
 def test_two_thirds_and_the_mean(values, word): assert R.verdict(CLAIM, record(values)).word == word
 
 def test_words_for_other_kinds():
-    assert R.verdict(CLAIM, None) == ("open", "no result yet") and R.verdict(with_(note="needs a GPU"), None).reason == "needs a GPU"
+    assert R.verdict(CLAIM, None) == ("open", "no result yet") and R.verdict(with_(note="How ours differs."), None) == R.verdict(CLAIM, None)
     assert R.verdict(CLAIM, record([.5])).reason == "1 seed" and R.verdict(CLAIM, record([.5, .5])).reason == "2 seeds"
     assert R.verdict(CLAIM, record([.5]*3, scale="smoke")).word == "open"
     derived = with_(kind="derived")
@@ -152,8 +152,9 @@ def test_a_run_is_saved_judged_and_repeatable(coin, capsys):
         "claim", "metric", "value", "values", "spread", "seeds", "baselines", "table", "scale", "device", "seconds", "versions", "commit", "command", "note"}
     row = R.ledger()[0]
     assert (row["verdict"], row["yours"].split(": ")[1]) == ("open", "reproduced")  # one's own run is a column of its own
+    assert row["reason"] == "no result yet: llmwatch run coin --scale small --seeds 3 --out data/results/small" and row["seeds"] is None
     R.run_topic("coin", seeds=range(3), device="cpu", out=Path("data/results/small"))
-    assert [r["verdict"] for r in R.ledger()] == ["reproduced", "open"]
+    assert [r["verdict"] for r in R.ledger()] == ["reproduced", "open"] and R.ledger()[0]["seeds"] == [0, 1, 2]
 
 def test_smoke_is_never_joined(coin):
     R.run_topic("coin", "smoke", range(3), "cpu")
@@ -218,4 +219,5 @@ def test_committed_results_are_consistent(path):
     assert rec["claim"] == claim.id and rec["metric"] == claim.metric and rec["scale"] == path.parent.name and path.parent.name in claim.scales
     assert rec["seeds"] == sorted(map(int, rec["values"])) and all(0 <= s < 100 for s in rec["seeds"])  # 100-199 choose settings
     assert math.isclose(rec["value"], statistics.fmean(values), rel_tol=1e-12) and (rec["spread"] is None) == (len(values) == 1)
-    assert set(claim.deciding) <= set(rec["roles"]) and rec["command"].startswith(f"llmwatch run {claim.topic} ")
+    assert set(claim.deciding) <= set(rec["roles"]) and rec["command"].startswith(f"llmwatch run {claim.topic} --scale {rec['scale']} --seed")
+    assert re.fullmatch(r"[0-9a-f]{12}(-dirty)?", rec["commit"]) and (rec["device"] == "cpu") == (rec["scale"] == "small")

@@ -41,7 +41,7 @@ def test_laws_on_random_trees(seed, kind):
 def stuck(tree):
     "At the root: what the base model writes that has value 0 at its end or on the way."
     alive = tree.value > 0
-    for level in tree.by_depth()[1:]: alive[level] &= alive[tree.parent[level]]
+    for level in tree.levels[1:]: alive[level] &= alive[tree.parent[level]]
     out = torch.zeros_like(tree.reach)
     out[0] = 1 - (tree.reach * (tree.leaf & alive)).sum()
     return out

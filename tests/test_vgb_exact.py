@@ -279,7 +279,7 @@ def test_padding_changes_no_law_of_the_long_run():
 
 def test_a_tree_fits_together():
     for tree in [*many(), dyck(6), parity(6), delay(3), eos_example(), padded(eos_example())]:
-        assert [tree.depth[level].unique().tolist() for level in tree.by_depth()] == [[d] for d in range(tree.height + 1)]
+        assert [tree.depth[level].unique().tolist() for level in tree.levels] == [[d] for d in range(tree.height + 1)]
         assert_close(tree.target.sum().item(), 1.)
         assert (tree.target[~tree.leaf] == 0).all() and (tree.value[tree.target > 0] > 0).all()
         for level in tree.levels:                                        # the martingale, cut off where texts end

@@ -14,6 +14,7 @@ import numpy as np
 from .deltas import Delta, Op
 from .feedback import blind
 from .playbook import Playbook
+from ..foundations.statistics import bootstrap
 
 # %% ../../nbs/05_ace/18_credit.ipynb #1ecd765b
 class Played(NamedTuple):
@@ -113,8 +114,7 @@ def paired(a: np.ndarray, b: np.ndarray,  # results of two methods, same shape; 
            draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
     "Mean of a - b, and its 95 % interval when the tasks are drawn anew, together for all runs."
     gaps = np.atleast_2d(np.asarray(a, float) - np.asarray(b, float)).mean(0)
-    means = gaps[np.random.default_rng(seed).integers(0, len(gaps), (draws, len(gaps)))].mean(1)
-    return float(gaps.mean()), float(np.quantile(means, .025)), float(np.quantile(means, .975))
+    return float(gaps.mean()), *bootstrap(gaps, np.random.default_rng(seed), draws=draws)
 
 # %% ../../nbs/05_ace/18_credit.ipynb #497d953e
 def leaked(playbook: Playbook,

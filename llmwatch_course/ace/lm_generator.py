@@ -19,6 +19,7 @@ from .roles import Attempt, ProgramCurator, ProgramReflector, Usage
 from .similarity import Embedder
 from ..foundations.results import Result
 from ..foundations.settings import nearest
+from ..foundations.statistics import bootstrap
 
 # %% ../../nbs/05_ace/15_lm_generator.ipynb #c52cab36
 def oracle(rules: Sequence[Rule]) -> Playbook:
@@ -139,11 +140,8 @@ def gain(after: np.ndarray, before: np.ndarray,  # right or not, the same lines
          groups: Sequence | None = None,  # which rule each line asks for; lines of one rule are drawn together
          seed: int = 0, draws: int = 10_000) -> tuple[float, float, float]:
     "Difference of two accuracies with its 95 % interval (paired bootstrap)."
-    names, inverse = np.unique(np.arange(len(after)) if groups is None else np.asarray(groups), return_inverse=True)
-    total, count = np.bincount(inverse, after.astype(float) - before), np.bincount(inverse)
-    picks = np.random.default_rng(seed).integers(0, len(names), (draws, len(names)))
-    low, high = np.quantile(total[picks].sum(1) / count[picks].sum(1), (0.025, 0.975))
-    return float(total.sum() / count.sum()), float(low), float(high)
+    change = after.astype(float) - before
+    return float(change.mean()), *bootstrap(change, np.random.default_rng(seed), groups, draws)
 
 # %% ../../nbs/05_ace/15_lm_generator.ipynb #c6a1b6f4
 def measure_gain(seed: int,

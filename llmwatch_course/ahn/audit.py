@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GROUP', 'UNLEARNED', 'STRANGER', 'ABLATIONS', 'ARMS', 'RIVALS', 'Case', 'bare', 'longer', 'reservoir', 'left',
-           'sampled', 'pooled_so_far', 'pooled', 'unwritten', 'neighbours', 'ablated', 'bootstrap', 'Gain', 'Audit',
-           'audit_rows', 'audit_verdict', 'audit_picture', 'as_arm', 'check_scores', 'audit_memory']
+           'sampled', 'pooled_so_far', 'pooled', 'unwritten', 'neighbours', 'ablated', 'Gain', 'Audit', 'audit_rows',
+           'audit_verdict', 'audit_picture', 'as_arm', 'check_scores', 'audit_memory']
 
 # %% ../../nbs/02_ahn/09_audit.ipynb #ad1f54bd
 import math
@@ -25,6 +25,7 @@ from ..foundations.decoder import Config
 from ..foundations.plots import COLOURS, MARKERS
 from ..foundations.results import Table
 from ..foundations.settings import nearest
+from ..foundations.statistics import bootstrap
 
 # %% ../../nbs/02_ahn/09_audit.ipynb #64c942d0
 class Case(NamedTuple):
@@ -121,20 +122,6 @@ def ablated(model,  # with memories
     finally:
         for hook in hooks: hook.remove()
 
-# %% ../../nbs/02_ahn/09_audit.ipynb #25ca5bf3
-def bootstrap(differences: Tensor,  # between two arms on the same queries, (b, n); NaN does not count
-              draws: int = 2000,
-              generator: torch.Generator | None = None,  # source of randomness
-              ) -> tuple[float, float]:  # low, high; NaN when fewer than two texts count
-    "A 95 % interval for the mean: texts are drawn again, all queries of a text together (Efron 1979)."
-    count, total = (~differences.isnan()).sum(1), differences.nansum(1)
-    count, total = count[count > 0], total[count > 0]
-    if len(count) < 2: return math.nan, math.nan
-    drawn = torch.randint(len(count), (draws, len(count)), generator=generator)
-    means = total[drawn].sum(1) / count[drawn].sum(1)
-    low, high = means.double().quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high
-
 # %% ../../nbs/02_ahn/09_audit.ipynb #f61ea49a
 class Gain(NamedTuple):
     "A difference of mean scores and its 95 % interval."
@@ -166,7 +153,8 @@ class Audit:
     def over(self, arm: str, zone: str | None = None) -> Gain:
         "AHN minus that arm."
         d = self.part("AHN", zone) - self.part(arm, zone)
-        return Gain(d.nanmean().item(), *bootstrap(d, generator=torch.Generator().manual_seed(0)))
+        text, query = (~d.isnan()).nonzero(as_tuple=True)
+        return Gain(d.nanmean().item(), *bootstrap(d[text, query], torch.Generator().manual_seed(0), text))
 
     def rival(self, zone: str | None = None) -> str:
         "The best of the arms that need no learned memory."

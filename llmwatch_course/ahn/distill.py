@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['TOTALS', 'SINKS', 'divergence', 'beyond', 'kl_beyond', 'answers', 'memory_loss', 'draw_budget', 'adamw', 'distil',
            'split_text', 'state_tokens', 'writes_off', 'no_memory', 'held_out', 'distil_text', 'distil_smollm2',
-           'half_lives']
+           'measured_half_lives']
 
 # %% ../../nbs/02_ahn/06_distill.ipynb #af6fe478
+import math
 from collections.abc import Callable
 from pathlib import Path
 import torch
@@ -191,13 +192,13 @@ def distil_smollm2(steps: int,
 
 # %% ../../nbs/02_ahn/06_distill.ipynb #ca9df51b
 @torch.no_grad()
-def half_lives(model,  # wrapped, with a rule that decays
-               tokens: Tensor,  # a text to read, (b, t)
-               ) -> Tensor:  # (layers, h), tokens
+def measured_half_lives(model,  # wrapped, with a rule that decays
+                        tokens: Tensor,  # a text to read, (b, t)
+                        ) -> Tensor:  # (layers, h), tokens
     "After how many tokens half of a memory has faded, on average over a text."
     found = []
     def look(attention, q, k, v, x, positions):
         found.append(-attention.ahn.gates(x).log_decay.mean((0, 2)))
         return attend(q, k, v, visible(positions, positions))
     with using(model, mix=look): model.get_decoder()(input_ids=tokens, use_cache=False)
-    return 0.6931472 / torch.stack(found)
+    return math.log(2) / torch.stack(found)

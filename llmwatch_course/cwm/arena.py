@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'load_once', 'LABELS', 'Turn', 'Player', 'Played', 'named', 'referee', 'play', 'world', 'RandomPlayer',
-           'model_of', 'SearchPlayer', 'IsmctsPlayer', 'infosets_of', 'SpielPlayer', 'SpielMcts', 'wilson', 'Score',
-           'Table', 'one_game', 'arena', 'draw_table', 'legality']
+           'model_of', 'SearchPlayer', 'IsmctsPlayer', 'infosets_of', 'SpielPlayer', 'SpielMcts', 'Score', 'Table',
+           'one_game', 'arena', 'draw_table', 'legality']
 
 # %% ../../nbs/06_cwm/24_arena.ipynb #978b4bbb
 import random
@@ -21,6 +21,7 @@ from .mcts import readable
 from .search import search
 from .spiel import Referee
 from ..foundations.settings import nearest, need
+from ..foundations.statistics import wilson
 
 # %% ../../nbs/06_cwm/24_arena.ipynb #0688b9f3
 @dataclass(frozen=True)
@@ -201,16 +202,6 @@ class SpielMcts:
         return pyspiel.MCTSBot(spiel, pyspiel.RandomRolloutEvaluator(self.rollouts, seed), self.c, self.simulations, 1000, self.solve, seed, False)
 
 # %% ../../nbs/06_cwm/24_arena.ipynb #bfaa6761
-def wilson(wins: float,  # points, half ones for draws allowed
-           n: int,  # games
-           z: float = 1.96,  # 95 %
-           ) -> tuple[float, float]:
-    "The interval of shares that a count is compatible with (Wilson 1927). Draws vary less than wins and losses, so with half points it is a little too wide."
-    if n == 0: return 0., 1.
-    p, k = wins / n, z * z / n
-    middle, half = (p + k / 2) / (1 + k), z * ((p * (1 - p) + k / 4) / n)**0.5 / (1 + k)
-    return max(0., middle - half), min(1., middle + half)
-
 class Score(NamedTuple):
     "Points per game and its Wilson interval."
     share: float

@@ -10,10 +10,11 @@ __all__ = ['Position', 'positions', 'turn_at', 'moves_of', 'best_move_share', 'c
 import csv, random
 from collections.abc import Sequence
 from typing import NamedTuple
-from .arena import Score, Turn, wilson
+from .arena import Score, Turn
 from .contract import history_of, random_game, replay
 from .games import game as game_of
 from ..foundations.settings import settings
+from ..foundations.statistics import wilson
 
 # %% ../../nbs/06_cwm/27_exam.ipynb #1c084b0b
 class Position(NamedTuple):

@@ -36,10 +36,10 @@ PLAYED = ("tic_tac_toe", "connect_four")
 @lru_cache(maxsize=16)
 def model(name: str, level: str):  # -> what `search` takes
     "A game at a level; a ValueError where it does not exist."
-    if level == "4 compiled": need("numba", "fast"); return kernel(name)
+    if level == "4 compiled": need("numba", "games"); return kernel(name)
     if level == "3 table":
         if name != "tic_tac_toe": raise ValueError(f"{game(name).title} has too many states for a table; take another level")
-        need("numba", "fast"); return compile_tables(game(name).program())
+        need("numba", "games"); return compile_tables(game(name).program())
     return game(name).program()
 
 # %% ../../nbs/06_cwm/85_widget.ipynb #b3f5f5eb

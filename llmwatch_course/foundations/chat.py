@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Message', 'Answer', 'Chat', 'ChatError', 'canonical', 'request_name', 'Scripted', 'cut', 'write_down', 'read_back',
            'flat', 'likeness', 'difference', 'Recorded', 'Growing', 'Small', 'pick', 'ended', 'limited', 'parse',
-           'Live', 'Counted', 'complete_many', 'from_environment']
+           'Live', 'Counted', 'complete_many', 'from_environment', 'json_objects']
 
 # %% ../../nbs/00_foundations/10_chat.ipynb #03790d1e
 import difflib, functools, hashlib, json, os, threading, time
@@ -384,3 +384,13 @@ def from_environment(recording: str | os.PathLike | None = None,  # a file to re
     "The server of LLMWATCH_BASE_URL if it is set, else the recording if there is one, else the small model."
     if os.environ.get("LLMWATCH_BASE_URL"): return Live(log=log)
     return Recorded(recording) if recording and Path(recording).is_file() else Small()
+
+# %% ../../nbs/00_foundations/10_chat.ipynb #c0de0005
+def json_objects(text: str) -> list[dict]:
+    "The JSON objects in the last 20,000 characters of a text, in order; those inside another don't count, what is broken is passed over."
+    text, found, at = text[-20_000:], [], 0
+    while (at := text.find("{", at)) >= 0:
+        try: value, at = json.JSONDecoder().raw_decode(text, at)
+        except (ValueError, RecursionError): at += 1
+        else: found.append(value)
+    return found

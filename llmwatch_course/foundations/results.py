@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PLAYERS', 'Claim', 'holds', 'load_claims', 'Result', 'checked', 'merged', 'write_whole', 'read', 'Verdict', 'verdict',
-           'own_results', 'run_topic', 'Table', 'ledger', 'table', 'expect']
+           'own_results', 'run_topic', 'Table', 'ledger', 'table', 'expect', 'printed']
 
 # %% ../../nbs/00_foundations/03_results.ipynb #4b5084ba
-import html, importlib, json, math, os, platform, re, shlex, statistics, subprocess, sys, tempfile, time, tomllib
+import csv, html, importlib, json, math, os, platform, re, shlex, statistics, subprocess, sys, tempfile, time, tomllib
 from dataclasses import MISSING, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
@@ -27,7 +27,8 @@ class Claim:
     metric: str
     accept: str = ""  # a comparison such as ">= 0.15"; empty when there is nothing to decide
     deciding: list[str] = field(default_factory=list)  # roles that must be played by a model
-    note: str = ""  # how ours differs; while open, what it takes
+    note: str = ""  # how ours differs
+    timing: bool = False  # the value is a ratio of times, and so differs from machine to machine
 
 # %% ../../nbs/00_foundations/03_results.ipynb #646aa19c
 _RULE = re.compile(r"(<=|>=|==|<|>)\s*(-?\d+(?:\.\d+)?(?:e-?\d+)?)")
@@ -148,7 +149,7 @@ def verdict(claim: Claim,
             result: dict | None,  # a record, as `read` gives it
             ) -> Verdict:
     "What the recorded numbers say about the claim."
-    if result is None: return Verdict("open", claim.note or "no result yet")
+    if result is None: return Verdict("open", "no result yet")
     values, mean = list(result["values"].values()), result["value"]
     if result["scale"] == "smoke": return Verdict("open", "a smoke run claims nothing")
     if claim.kind == "measured" and len(values) < 3: return Verdict("open", f"{len(values)} seed{'s'[:len(values) != 1]}")
@@ -273,8 +274,11 @@ def _row(claim: Claim, scale: str) -> dict:
     "A claim at one scale: our verdict, and the reader's own number beside it."
     ours, yours = read(claim.id, scale), read(claim.id, folder=own_results(scale))
     word, reason = verdict(claim, ours)
-    return {"claim": claim.id, "topic": claim.topic, "newsletter": claim.newsletter, "scale": scale, "verdict": word, "reason": reason,
-            "needed": claim.accept or "–", "measured": _measured(ours), "beside it": _beside(ours), "yours": f"{_measured(yours)}: {verdict(claim, yours).word}" if yours else "–"}
+    made = ours or {"command": f"llmwatch run {claim.topic} --scale {scale} --seeds 3 --out data/results/{scale}", "note": ""}
+    return {"claim": claim.id, "topic": claim.topic, "newsletter": claim.newsletter, "paper": claim.paper, "metric": claim.metric, "scale": scale,
+            "verdict": word, "reason": reason if ours else f"{reason}: {made['command']}", "needed": claim.accept or "–", "measured": _measured(ours),
+            "beside it": _beside(ours), "differs": " ".join(filter(None, [claim.note, made["note"]])),
+            **{k: made.get(k) for k in ("seeds", "device", "command", "commit")}, "yours": f"{_measured(yours)}: {verdict(claim, yours).word}" if yours else "–"}
 
 def _measured(record: dict | None) -> str:
     "Mean, spread and number of seeds as text."
@@ -282,7 +286,7 @@ def _measured(record: dict | None) -> str:
     spread = "" if record["spread"] is None else f" ± {record['spread']:.2g}"
     return f"{record['value']:.4g}{spread} ({len(record['seeds'])} seed{'s'[:len(record['seeds']) != 1]})"
 
-def _beside(record: dict | None) -> str: return ", ".join(f"{k} {v:.4g}" for k, v in record["baselines"].items()) if record else ""
+def _beside(record: dict | None) -> str: return "; ".join(f"{k} {v:.4g}" for k, v in record["baselines"].items()) if record else ""
 
 # %% ../../nbs/00_foundations/03_results.ipynb #42e1656a
 def table(claims,  # a claim's id, or several
@@ -302,3 +306,11 @@ def expect(claim: str,  # a claim's id
     scale, words = settings().scale, words or ("reproduced", "derived", "mechanism shown")
     found = verdict(load_claims()[claim], None if scale == "smoke" else read(claim, scale))
     assert found.word in (*words, "open"), f"the text relies on {claim} being {' or '.join(words)}, but it is {found.word}: {found.reason}"
+
+# %% ../../nbs/00_foundations/03_results.ipynb #c0de0002
+def printed(name: str,  # of a file in data/fixtures/paper_tables, without .csv
+            ) -> list[dict[str, str]]:
+    "The numbers of a paper's table as they are printed, a row for each cell, all values as text."
+    path = settings().data_dir/"fixtures"/"paper_tables"/f"{name}.csv"
+    if not path.is_file(): raise ValueError(f"there is no {path}: set LLMWATCH_DATA_DIR to the course's data folder, or install the course again")
+    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))

@@ -8,7 +8,7 @@ __all__ = ['TASKS', 'SHIPPED', 'ROLES', 'Task', 'Config', 'Scene', 'votes_in', '
            'run']
 
 # %% ../../nbs/07_memory_forcing/80_measure.ipynb #635d42fb
-import copy, statistics, time
+import copy, math, statistics, time
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 import torch
@@ -119,16 +119,17 @@ def play(model: nn.Module, scene: Scene, config: Config,
 
 # %% ../../nbs/07_memory_forcing/80_measure.ipynb #7d7a2f6d
 def score(scene: Scene, rgb: Tensor, coder: nn.Module) -> dict[str, float]:
-    "How near to the truth frames are, and how much alike as a whole. PSNR is the mean over frames."
+    "How near to the truth frames are, and how much alike as a whole. PSNR is the mean over frames; what is not defined here, since nobody comes back, is left out."
     rgb, known = rgb.float().cpu(), scene.task.known
     truth = Frames(*(o[:, known:] for o in scene.truth))
     ratio = psnr(rgb, truth.rgb)
     low, mean, high = interval(ratio.mean(1))
     whole = torch.cat([scene.truth.rgb[:, :known], rgb], 1)
-    return {"PSNR": mean, "low": low, "high": high, "first 16": float(ratio[:, :16].mean()), "from 16 on": float(ratio[:, 16:].mean()),
-            "SSIM": float(ssim(rgb, truth.rgb).mean()), "palette agreement": palette_agreement(rgb, truth.block), "landmark recall": landmark_recall(rgb, truth),
-            "revisit consistency": revisit_consistency(whole, scene.walk, known), "sharpness": sharpness(rgb, truth.rgb),
-            "Fréchet": frechet(features(coder, rgb), features(coder, truth.rgb))}
+    found = {"PSNR": mean, "low": low, "high": high, "first 16": float(ratio[:, :16].mean()), "from 16 on": float(ratio[:, 16:].mean()),
+             "SSIM": float(ssim(rgb, truth.rgb).mean()), "palette agreement": palette_agreement(rgb, truth.block), "landmark recall": landmark_recall(rgb, truth),
+             "revisit consistency": revisit_consistency(whole, scene.walk, known), "sharpness": sharpness(rgb, truth.rgb),
+             "Fréchet": frechet(features(coder, rgb), features(coder, truth.rgb))}
+    return {name: value for name, value in found.items() if not math.isnan(value)}
 
 # %% ../../nbs/07_memory_forcing/80_measure.ipynb #98e1d820
 def baselines(scene: Scene) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from ..foundations.settings import need
+from ..foundations.statistics import bootstrap
 from .render import SHADE, Frames
 from .trajectories import Walk
 from .world import AIR, BLOCKS, FIRST_LANDMARK, STYLES, TURN_LEFT, TURN_RIGHT
@@ -147,10 +148,7 @@ def features(coder,  # a FrameCoder
 
 # %% ../../nbs/07_memory_forcing/09_metrics.ipynb #52b51c4b
 def interval(values: Tensor,  # one a world, (w,)
-             draws: int = 2000,
-             seed: int = 0) -> tuple[float, float, float]:  # low, mean, high
+             ) -> tuple[float, float, float]:  # low, mean, high
     "The mean over worlds with its 95 % bootstrap interval: worlds are drawn anew, with repeats."
-    generator = torch.Generator().manual_seed(seed)
-    means = values[torch.randint(len(values), (draws, len(values)), generator=generator)].double().mean(1)
-    low, high = means.quantile(torch.tensor([.025, .975], dtype=torch.float64)).tolist()
+    low, high = bootstrap(values, torch.Generator().manual_seed(0))
     return low, float(values.double().mean()), high

@@ -31,7 +31,7 @@ OUT = 255  # a shell of this around each world stops every ray
 def shell(blocks: Tensor,  # (w, X, Y, Z) uint8
           top: int,  # no ray starts above this layer
           ) -> Tensor:  # (w, X + 2, up to Y + 2, Z + 2) uint8
-    "The blocks inside a shell; layers of nothing but air on top are left away."
+    "The blocks inside a shell; layers of nothing but air on top are left out."
     used = (blocks != AIR).any(0).any(0).any(-1).nonzero()
     top = max(top, int(used.max()) if len(used) else 0)
     return F.pad(blocks[:, :, :top + 1], (1,) * 6, value=OUT)

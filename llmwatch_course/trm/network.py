@@ -48,7 +48,7 @@ class Size:
 
     @classmethod
     def sudoku6(cls) -> "Size":
-        "For 6x6 boards: learns in two minutes on one core."
+        "For 6x6 boards: learns in three minutes on one core."
         return cls(cells=36, vocab=8, hidden=160, token_hidden=80)
 
     @classmethod

@@ -227,7 +227,7 @@ def sudoku(seed: int = 0) -> Task:
     return on_boards(TRM(size, n=6, cycles=3), Box(3, 3), load_hard("train"), load_hard("validation"), OFFICIAL)
 
 def maze9(seed: int = 0) -> Task:
-    "9x9 mazes (lesson 10) for a laptop."
+    "9x9 mazes for a laptop."
     tokens, labels = generate_mazes(1000, 9, seed, longest=True)
     data = Data(tokens[:900], labels[:900], change=lambda t, a, g: dihedral(t, a, 9, g))
     trm = TRM(Size(cells=81, vocab=6, prefix=1, hidden=160, token_hidden=160), n=2, cycles=1)

@@ -12,6 +12,7 @@ import torch
 from ..foundations.decoder import Config as Decoding
 from ..foundations.results import Result
 from ..foundations.settings import seed_all
+from ..foundations.statistics import bootstrap
 from .baselines import sampling_noise, smc_law
 from .exact import action_level, expected_steps, first_leaf, kl, later_leaf, max_ratio, solve_stationary, total_variation, transition_matrix
 from .forest import Forest, Lab, balanced, bracket_words, learn_judge, pareto, train, whole_tree, write
@@ -176,12 +177,12 @@ def measure_frontier(config: Config, generator: torch.Generator, device) -> Resu
     "vgb-frontier: the mean ratio over noise tables, with a 95 % bootstrap interval."
     rows = [frontier_row(dyck(config.letters, generator=generator).to(device), config, generator) for _ in range(config.tables)]
     ratio = torch.tensor([r["ratio"] for r in rows], dtype=torch.float64)
-    draws = ratio[torch.randint(len(ratio), (2000, len(ratio)), generator=generator)].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    low, high = bootstrap(ratio, generator)
     mean = lambda name: sum(r[name] for r in rows) / len(rows)
     beside = {name: mean(name) for name in ("walk, TV", "SMC, TV", "exact sampler, TV", "action level, TV", "first leaf, TV", "walk, expansions", "walk, transitions", "SMC, transitions")}
     note = "" if all(4 * r["exact sampler, TV"] < r["SMC, TV"] for r in rows) else "Too few runs: an exact sampler's error at this count is not under a quarter of SMC's."
     more, shown = measure_brackets(config, generator, device) if config.brackets else ([], {})
-    return Result("vgb-frontier", float(ratio.mean()), {"interval, low": float(draws[0]), "interval, high": float(draws[1])} | beside | shown, table=rows + more, note=note)
+    return Result("vgb-frontier", float(ratio.mean()), {"interval, low": low, "interval, high": high} | beside | shown, table=rows + more, note=note)
 
 # %% ../../nbs/08_vgb/80_measure.ipynb #019ae111
 def measure_language(config: Config, generator: torch.Generator, device) -> Result:

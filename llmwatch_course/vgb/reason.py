@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from ..foundations.decoder import Config
+from ..foundations.statistics import bootstrap
 from .forest import Forest, Lab, beam, learn_judge, rollouts, smc, train, walk, write
 
 # %% ../../nbs/08_vgb/11_reason.ipynb #5f3a70b4
@@ -192,8 +193,7 @@ def verdict(rows: list[dict], budget: int, generator: torch.Generator) -> tuple[
     near = matched_rivals(rows, ours["tokens"])
     best = max(near, key=lambda r: r["success"])
     apart = ours["solved"].double() - best["solved"].double()
-    index = torch.randint(len(apart), (2000, len(apart)), generator=generator, device=generator.device).cpu()
-    low, high = apart[index].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    low, high = bootstrap(apart, generator)
     capped = max(r["success"] for r in matched_rivals(rows, budget))
     beside = {"interval, low": low, "interval, high": high, "walk": ours["success"], "walk, tokens": ours["tokens"], "difference at full budget": ours["success"] - capped}
     return ours["success"] - best["success"], beside | {r["sampler"]: r["success"] for r in near} | {f"{r['sampler']}, tokens": r["tokens"] for r in near}

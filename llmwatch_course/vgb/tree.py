@@ -41,6 +41,7 @@ class Tree:
     def height(self) -> int: return int(self.depth[-1])
     @cached_property
     def levels(self) -> list[slice]:
+        "The nodes of each depth as ranges: loop over them, never over nodes."
         ends = self.depth.bincount().cumsum(0).tolist()
         return [slice(a, b) for a, b in zip([0] + ends, ends)]
     @cached_property
@@ -54,9 +55,6 @@ class Tree:
     @cached_property
     def target(self) -> Tensor: return self.reach * self.value * self.leaf / self.normaliser
 
-    def by_depth(self) -> list[slice]:
-        "The nodes of each depth as ranges: loop over them, never over nodes."
-        return self.levels
     def word(self, node: int) -> str:
         "The prefix that a node stands for."
         text = ""

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from ..foundations.decoder import Cache, Config, Decoder, load_smollm2
+from ..foundations.statistics import middle, resamples
 from ..kv_cache.preallocated import Preallocated
 from .lm_walk import checked_prompt, legal_only, lm_first_leaves
 from .tree import Tree, at, complete, down, guided, texts
@@ -236,9 +237,7 @@ def advantage(ours: Texts,
         (d, mean), *others = [point(t, index) for t in (ours, *drawn)]
         return mean - best_at(d, others + still)
     n, still = len(ours.tokens), [point(t, slice(None)) for t in fixed]
-    again = torch.tensor([difference(torch.randint(n, (n,), generator=generator)) for _ in range(draws)])
-    low, high = again.quantile(torch.tensor([0.025, 0.975])).tolist()
-    return difference(slice(None)), low, high
+    return difference(slice(None)), *middle([difference(index) for index in resamples(n, draws, generator)])
 
 # %% ../../nbs/08_vgb/09_verifiers.ipynb #79621753
 def letter_avoidance(task: Writing,

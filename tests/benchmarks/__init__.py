@@ -1,4 +1,4 @@
-"""Ours beside the peers. Each module has `rows()`: what, ours, peer, ratio (above 1: ours is better), spread of the ratio, unit, aim."""
+"""Ours beside the peers. Each module is named after its topic and has `rows()`: what, ours, peer, ratio (above 1: ours is better), spread of the ratio, unit, aim."""
 import statistics, time
 from collections.abc import Callable
 
