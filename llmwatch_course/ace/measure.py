@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from .adapt import Ace, Learner, evaluate, online
-from .baselines import Baseline, Team, by_deltas, dc_cu, dc_rs, full_rewrite, icl, none, window
+from .baselines import Baseline, Team, advised, by_deltas, dc_cu, dc_rs, full_rewrite, icl, none, window
 from .collapse import BUDGET, RATIO, UPDATES, aiming, appending, brevity, chains, extractive, kept, length, real_notes, retained, rewritten
 from .deltas import Delta, Op, apply
 from .desk import Desk, known
@@ -89,7 +89,7 @@ def ace(level: str = "execution", **options) -> Ace: return Ace(*team(), level=l
 def rivals() -> dict[str, Learner]:
     "Everybody who learns from the stream, new."
     return {"ACE": ace(), "no notes": none(team()), "12 newest bullets": window(team(), 12), "full rewriting": full_rewrite(team(), extractive(RATIO)),
-            "Dynamic Cheatsheet, cumulative": dc_cu(team(), extractive(RATIO)), "Dynamic Cheatsheet, retrieval": dc_rs(team()), "8 examples": icl(team(), 8)}
+            "Dynamic Cheatsheet, cumulative": dc_cu(team(), extractive(RATIO)), "Dynamic Cheatsheet, retrieval": dc_rs(team()), "8 examples": icl(team(), 8, advised)}
 
 def measure_online(config: Config, seed: int) -> Result:
     "Accuracy of the last quarter of the stream minus the first."

@@ -185,12 +185,12 @@ def _measure(topic: str, scale: str, topics):
 
 # %% ../../nbs/00_foundations/03_results.ipynb #ee02e23e
 def _commit() -> str:
-    "The commit this code is from, `-dirty` when it was changed since; unknown outside the course's own repository."
+    "The commit this code is from, `-dirty` when more than results was changed since; unknown outside the course's own repository."
     package = Path(importlib.import_module("llmwatch_course").__file__).resolve().parent
-    git = ["git", "-C", str(package)]
-    try: top, name = (subprocess.run(git + o, capture_output=True, text=True) for o in (["rev-parse", "--show-toplevel"], ["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]))
+    asked = ["rev-parse", "--show-toplevel"], ["rev-parse", "--short=12", "HEAD"], ["diff", "--quiet", "HEAD", "--", ":/", ":(top,exclude)data/results"]
+    try: top, name, same = (subprocess.run(["git", "-C", str(package), *o], capture_output=True, text=True) for o in asked)
     except OSError: return "unknown"
-    return name.stdout.strip() if name.returncode == 0 and Path(top.stdout.strip()) == package.parent else "unknown"
+    return name.stdout.strip() + ("-dirty" if same.returncode else "") if name.returncode == 0 and Path(top.stdout.strip()) == package.parent else "unknown"
 
 def _about(scale, device, command) -> dict:
     "What every record says about its run."
