@@ -144,6 +144,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'llmwatch_course/ace/baselines.py'),
                                                'llmwatch_course.ace.baselines.Writer': ( '05_ace/baselines.html#writer',
                                                                                          'llmwatch_course/ace/baselines.py'),
+                                               'llmwatch_course.ace.baselines.advised': ( '05_ace/baselines.html#advised',
+                                                                                          'llmwatch_course/ace/baselines.py'),
                                                'llmwatch_course.ace.baselines.book': ( '05_ace/baselines.html#book',
                                                                                        'llmwatch_course/ace/baselines.py'),
                                                'llmwatch_course.ace.baselines.by_deltas': ( '05_ace/baselines.html#by_deltas',
