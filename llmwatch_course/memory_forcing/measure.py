@@ -43,6 +43,7 @@ TASKS = {"turntable": Task("turntable", 16, 32),  # the second and the third tur
          "confined": Task("confined walk", 48, 32),
          "expedition": Task("expedition", 16, 32)}
 
+# %% ../../nbs/07_memory_forcing/80_measure.ipynb #313441ff
 @dataclass(frozen=True)
 class Config:
     "Sizes of the measurements."
